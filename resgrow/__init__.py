@@ -1,0 +1,1 @@
+"""resgrow: networks that find their own size."""

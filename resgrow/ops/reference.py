@@ -1,0 +1,112 @@
+"""What every operator means, in plain torch. These docstrings are the contract of the native kernels.
+
+Slow and memory-hungry on purpose: each function is the shortest correct statement of its equation, and the
+tests compare the kernels with it in float64. Nothing in the package calls these functions at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def squared_grad_linear(x: Tensor, grad: Tensor) -> Tensor:
+    """``H[o, i] = sum_n (sum_t grad[n, t, o] x[n, t, i])^2``.
+
+    x: ``(N, *, I)``, the layer's input; grad: ``(N, *, O)``, the gradient at its output. Sample ``n`` is the first
+    dimension and ``t`` runs over all dimensions between. Returns ``(O, I)``, a *sum* over samples.
+    """
+    x3, grad3 = (
+        x.flatten(1, -2) if x.dim() > 2 else x[:, None],
+        grad.flatten(1, -2) if grad.dim() > 2 else grad[:, None],
+    )
+    return torch.einsum("nto,nti->noi", grad3, x3).square().sum(0)
+
+
+def squared_grad_conv2d(
+    x: Tensor,
+    grad: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """``H[o, i, ky, kx] = sum_n (d sum(grad[n] * conv2d(x[n], W)) / dW[o, i, ky, kx])^2``.
+
+    x: ``(N, C, Hx, Wx)``; grad: ``(N, O, Hy, Wy)``. Returns ``(O, C / groups, kh, kw)``, a *sum* over samples.
+    """
+    n, channels = x.shape[:2]
+    out = grad.shape[1]
+    columns = F.unfold(x, kernel_size, dilation, padding, stride)  # (N, C kh kw, T)
+    columns = columns.unflatten(1, (groups, channels // groups * kernel_size[0] * kernel_size[1]))
+    grads = grad.reshape(n, groups, out // groups, -1)
+    per_sample = torch.einsum("ngot,ngkt->ngok", grads, columns)
+    return per_sample.square().sum(0).reshape(out, channels // groups, *kernel_size)
+
+
+def squared_grad_bias(grad: Tensor, channel_dim: int = 1) -> Tensor:
+    """``H[c] = sum_n (sum_t grad[n, c, t])^2``; grad: ``(N, *)`` with C entries in ``channel_dim``. Returns ``(C,)``."""
+    grads = grad.movedim(channel_dim, 1)
+    return grads.reshape(grads.shape[0], grads.shape[1], -1).sum(2).square().sum(0)
+
+
+def squared_grad_norm(x: Tensor, grad: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared per-sample gradients of the gain and bias of ``y = weight * (x - mean) * rstd + bias``.
+
+    x, grad: ``(N, C, *)``; mean, rstd: ``(C,)``, constants (eval mode). Returns two ``(C,)`` tensors, *sums* over
+    samples: ``sum_n (sum_t grad * (x - mean) * rstd)^2`` and ``sum_n (sum_t grad)^2``.
+    """
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    normalised = (x - mean.view(shape)) * rstd.view(shape)
+    return squared_grad_bias(grad * normalised), squared_grad_bias(grad)
+
+
+def select_threshold(scores: Sequence[Tensor], k: int) -> Tensor:
+    """The ``k``-th smallest value (1-based, as ``torch.kthvalue``) over all elements of all tensors; 0-dim."""
+    return torch.cat([s.reshape(-1) for s in scores]).kthvalue(k).values
+
+
+def select_mask(scores: Sequence[Tensor], k: int) -> list[Tensor]:
+    """Boolean tensors shaped like ``scores``: False at exactly the ``k`` smallest values over all tensors.
+
+    Equal values go in order of position: earlier tensors first, and within one in row-major order.
+    """
+    flat = torch.cat([s.reshape(-1) for s in scores])
+    keep = torch.ones_like(flat, dtype=torch.bool)
+    keep[flat.sort(stable=True).indices[:k]] = False
+    return [
+        part.view(s.shape) for part, s in zip(keep.split([s.numel() for s in scores]), scores, strict=True)
+    ]
+
+
+def tristate_relu(x: Tensor, w: Tensor, d: Tensor) -> Tensor:
+    """``y = w' x`` where ``x >= 0`` and ``y = w' d' x`` where ``x < 0``, with ``w' = 1[w >= .5]``, ``d' = 1[d >= .5]``.
+
+    x: ``(N, C, *)``; w: ``(C,)``, one width gate per channel; d: 0-dim, one depth gate per layer.
+    Source: Srinivas & Babu, Learning Neural Network Architectures using Backpropagation, eq. for tsReLU.
+    """
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    width = (w >= 0.5).to(x.dtype).view(shape)
+    depth = (d >= 0.5).to(x.dtype)
+    return width * torch.where(x >= 0, x, depth * x)
+
+
+def tristate_relu_backward(grad: Tensor, x: Tensor, w: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Straight-through gradients of :func:`tristate_relu` with respect to ``x``, ``w`` and ``d``.
+
+    ``dx = w' grad (1 if x >= 0 else d')``, ``dw = sum_{n,t} grad (x if x >= 0 else d' x)``,
+    ``dd = sum_{x < 0} grad w' x``: closed gates still receive gradient and can reopen.
+    """
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    width = (w >= 0.5).to(x.dtype).view(shape)
+    depth = (d >= 0.5).to(x.dtype)
+    positive = x >= 0
+    slope = torch.where(positive, torch.ones_like(x), depth)
+    other = [i for i in range(x.dim()) if i != 1]
+    grad_w = (grad * slope * x).sum(other)
+    grad_d = torch.where(positive, torch.zeros_like(x), grad * width * x).sum()
+    return grad * width * slope, grad_w.to(w.dtype), grad_d.to(d.dtype)
