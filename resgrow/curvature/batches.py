@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 Batch = tuple[Any, Tensor]
 
@@ -47,13 +48,28 @@ def move(value: Any, device: torch.device) -> Any:
     return value
 
 
-def call(model: nn.Module, value: Any) -> Any:
-    """``model`` applied to a batch's input: tensor, positional arguments or keyword arguments."""
-    if isinstance(value, dict):
-        return model(**value)
-    if isinstance(value, (tuple, list)):
-        return model(*value)
-    return model(value)
+def take(op: str, data: Iterable[Any] | Batch, device: torch.device, samples: int) -> list[Batch]:
+    """The first batches of ``data`` that hold at least ``samples`` samples together, or all there are."""
+    taken: list[Batch] = []
+    count = 0
+    for inputs, target in iterate(op, data, device):
+        taken.append((inputs, target))
+        count += target.shape[0]
+        if count >= samples:
+            break
+    return taken
+
+
+def call(model: nn.Module, value: Any, weights: Mapping[str, Tensor] | None = None) -> Any:
+    """``model`` applied to a batch's input: tensor, positional arguments or keyword arguments.
+
+    ``weights`` stand in for parameters of those names during the call; the model itself is not changed.
+    """
+    args: tuple[Any, ...] = tuple(value) if isinstance(value, (tuple, list)) else ()
+    kwargs: dict[str, Any] = value if isinstance(value, dict) else {}
+    if not isinstance(value, (tuple, list, dict)):
+        args = (value,)
+    return functional_call(model, dict(weights), args, kwargs) if weights else model(*args, **kwargs)
 
 
 def device_of(model: nn.Module) -> torch.device:

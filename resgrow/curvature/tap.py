@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resgrow.curvature.modes import eval_mode
 from resgrow.curvature.rules import Layer
 
 Visit = Callable[[Layer, Tensor, Tensor], None]
@@ -48,13 +49,12 @@ class Taps:
         self._seen: set[str] = set()
 
     def __enter__(self) -> Taps:
-        self._modes = [(module, module.training) for module in self.model.modules()]
+        self._eval = eval_mode(self.model)
+        self._eval.__enter__()
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         self._handles = [
             layer.module.register_forward_hook(self._hook(layer), with_kwargs=True) for layer in self.layers
         ]
-        for module, _ in self._modes:
-            module.training = False
         for parameter in self._trainable:
             parameter.requires_grad_(False)
         return self
@@ -66,8 +66,7 @@ class Taps:
             handle.remove()
         for parameter in self._trainable:
             parameter.requires_grad_(True)
-        for module, training in self._modes:
-            module.training = training
+        self._eval.__exit__(None, None, None)
 
     def new_batch(self, samples: int) -> None:
         """Forget which layers have been seen; the next forward pass brings ``samples`` samples."""
