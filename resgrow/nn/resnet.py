@@ -5,12 +5,11 @@ widths is built the same way as a fresh one; `resnet` makes the fresh ones.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 
 class BasicBlock(nn.Module):
-    """``relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))``; the shortcut is ``downsample`` or the identity.
+    """``act2(bn2(conv2(act1(bn1(conv1(x))))) + shortcut(x))``; the shortcut is ``downsample`` or the identity.
 
     Only the channels between ``conv1`` and ``conv2`` are private to the block.
     """
@@ -18,22 +17,27 @@ class BasicBlock(nn.Module):
     def __init__(
         self,
         conv1: nn.Conv2d,
-        bn1: nn.Module,
+        bn1: nn.BatchNorm2d,
+        act1: nn.Module,
         conv2: nn.Conv2d,
-        bn2: nn.Module,
+        bn2: nn.BatchNorm2d,
+        act2: nn.Module,
         downsample: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.conv1 = conv1
         self.bn1 = bn1
+        self.act1 = act1
         self.conv2 = conv2
         self.bn2 = bn2
+        self.act2 = act2
         self.downsample = downsample
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(N, C, H, W)`` to ``(N, C', H', W')``."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + shortcut)
+        inner = self.act1(self.bn1(self.conv1(x)))
+        return self.act2(self.bn2(self.conv2(inner)) + shortcut)
 
 
 class ResNet(nn.Module):
@@ -42,7 +46,8 @@ class ResNet(nn.Module):
     def __init__(
         self,
         conv1: nn.Conv2d,
-        bn1: nn.Module,
+        bn1: nn.BatchNorm2d,
+        act1: nn.Module,
         layer1: nn.Sequential,
         layer2: nn.Sequential,
         layer3: nn.Sequential,
@@ -51,6 +56,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.conv1 = conv1
         self.bn1 = bn1
+        self.act1 = act1
         self.layer1 = layer1
         self.layer2 = layer2
         self.layer3 = layer3
@@ -58,7 +64,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(N, in_channels, H, W)`` to logits ``(N, num_classes)``."""
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.act1(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean((2, 3)))
 
@@ -89,11 +95,18 @@ def resnet(depth: int = 20, width: float = 1.0, in_channels: int = 3, num_classe
     blocks = (depth - 2) // 6
     widths = [max(1, round(base * width)) for base in (16, 32, 64)]
     inputs = [widths[0], widths[0], widths[1]]
-    stages = [
+    layer1, layer2, layer3 = (
         _stage(blocks, inner, outer, stride) for inner, outer, stride in zip(inputs, widths, (1, 2, 2), strict=True)
-    ]
-    fc = nn.Linear(widths[2], num_classes)
-    model = ResNet(_conv(in_channels, widths[0], 3), nn.BatchNorm2d(widths[0]), *stages, fc)
+    )
+    model = ResNet(
+        _conv(in_channels, widths[0], 3),
+        nn.BatchNorm2d(widths[0]),
+        nn.ReLU(),
+        layer1,
+        layer2,
+        layer3,
+        nn.Linear(widths[2], num_classes),
+    )
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -113,8 +126,10 @@ def _block(inputs: int, outputs: int, stride: int) -> BasicBlock:
     return BasicBlock(
         _conv(inputs, outputs, 3, stride),
         nn.BatchNorm2d(outputs),
+        nn.ReLU(),
         _conv(outputs, outputs, 3),
         nn.BatchNorm2d(outputs),
+        nn.ReLU(),
         downsample,
     )
 

@@ -1,0 +1,28 @@
+"""Removing parts of a network: what is coupled, masks, and physically smaller copies. Scores nothing."""
+
+from resgrow.surgery.channel_units import ChannelUnits
+from resgrow.surgery.count import LayerCount, count_layers, count_macs, count_params, layer_positions
+from resgrow.surgery.groups import ChannelGroup, Consumer, channel_groups
+from resgrow.surgery.make_units import make_units
+from resgrow.surgery.masks import Masks
+from resgrow.surgery.prune import prune
+from resgrow.surgery.units import Units
+from resgrow.surgery.weight_units import BlockUnits, WeightUnits
+
+__all__ = [
+    "BlockUnits",
+    "ChannelGroup",
+    "ChannelUnits",
+    "Consumer",
+    "LayerCount",
+    "Masks",
+    "Units",
+    "WeightUnits",
+    "channel_groups",
+    "count_layers",
+    "count_macs",
+    "count_params",
+    "layer_positions",
+    "make_units",
+    "prune",
+]

@@ -1,0 +1,61 @@
+"""Running a model on example inputs without leaving a trace on it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Inputs = Tensor | Sequence[Tensor]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's training flag is put back at the end."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def as_inputs(example_inputs: Inputs, op: str) -> tuple[Tensor, ...]:
+    """The positional arguments of a forward call; the first one's dimension 0 is the batch.
+
+    Raises:
+        TypeError: not a tensor or a non-empty sequence of tensors.
+        ValueError: an empty batch.
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+        raise TypeError(
+            f"{op}: example_inputs must be a tensor or a sequence of tensors (got {type(example_inputs).__name__})"
+        )
+    if inputs[0].dim() == 0 or inputs[0].shape[0] == 0:
+        raise ValueError(
+            f"{op}: example_inputs must hold at least one sample in dimension 0 (got shape {tuple(inputs[0].shape)})"
+        )
+    return inputs
+
+
+def evaluate(model: nn.Module, inputs: Sequence[Tensor], op: str) -> Tensor:
+    """The model's output on ``inputs`` in evaluation mode.
+
+    Raises:
+        ValueError: the model does not run on them; the original error is chained.
+        TypeError: the output is not one tensor.
+    """
+    with evaluating(model):
+        try:
+            output = model(*inputs)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"{op}: the model does not run on example_inputs (got shapes "
+                f"{[tuple(x.shape) for x in inputs]}: {error}); pass a batch like those it was trained on"
+            ) from error
+    if not isinstance(output, Tensor):
+        raise TypeError(f"{op}: the model must return one tensor (got {type(output).__name__})")
+    return output

@@ -1,0 +1,97 @@
+"""Which parameters are candidates for removal, and in which units."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from resgrow.surgery.channel_units import ChannelUnits
+from resgrow.surgery.count import layer_positions
+from resgrow.surgery.forward import Inputs
+from resgrow.surgery.groups import channel_groups
+from resgrow.surgery.units import Units
+from resgrow.surgery.weight_units import BlockUnits, WeightUnits
+
+Block = tuple[int, int] | str
+
+
+def make_units(
+    model: nn.Module,
+    block: Block = (1, 1),
+    exclude: Sequence[str] = (),
+    example_inputs: Inputs | None = None,
+) -> Units:
+    """The units a model can lose.
+
+    Args:
+        model: any module for weights and blocks; `nn.Sequential` or `resgrow.nn.ResNet` for channels.
+        block: (1, 1) for single weights, (bo, bi) for blocks of output by input channels, "channel" for channels.
+            Weights and blocks are those of all Conv2d and Linear layers.
+        exclude: names of parameters or modules, or fnmatch patterns of either; a module stands for all in it.
+            Excluded weights and blocks stay; of an excluded layer the output channels stay, while its inputs follow
+            what the layers before it lose.
+        example_inputs: needed for costs in MACs only; the model is run once in evaluation mode.
+
+    Raises:
+        ValueError: a bad block, an exclude that matches nothing, nothing left to remove, bad example_inputs.
+        TypeError: a model whose channels are not known, exclude is one string.
+    """
+    _check_block(block)
+    excluded = _excluded(model, exclude)
+    groups = []
+    names = []
+    if block == "channel":
+        found = channel_groups(model, "make_units")
+        groups = [group for group in found if f"{group.producer}.weight" not in excluded]
+    else:
+        names = [name for name in _candidates(model) if name not in excluded]
+    if not groups and not names:
+        raise ValueError(
+            f"make_units: nothing is left to remove with block={block!r} (got exclude={list(exclude)}); exclude less, "
+            "or choose other units"
+        )
+    positions = None if example_inputs is None else layer_positions(model, example_inputs)
+    if block == "channel":
+        return ChannelUnits(model, groups, positions)
+    if tuple(block) == (1, 1):
+        return WeightUnits(model, names, positions)
+    return BlockUnits(model, names, (int(block[0]), int(block[1])), positions)
+
+
+def _check_block(block: Block) -> None:
+    if block == "channel":
+        return
+    sizes = tuple(block) if isinstance(block, tuple | list) else ()
+    if len(sizes) != 2 or not all(type(size) is int and size >= 1 for size in sizes):
+        raise ValueError(f"make_units: block must be (bo, bi) with bo, bi >= 1, or 'channel' (got {block!r})")
+
+
+def _candidates(model: nn.Module) -> list[str]:
+    layers = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    names = []
+    for name, _ in model.named_parameters():
+        module, _, attribute = name.rpartition(".")
+        if attribute == "weight" and module in layers:
+            names.append(name)
+    return names
+
+
+def _excluded(model: nn.Module, exclude: Sequence[str]) -> set[str]:
+    """Names of the excluded parameters."""
+    if isinstance(exclude, str):
+        raise TypeError(
+            f"make_units: exclude must be a sequence of names (got {exclude!r}); write exclude=({exclude!r},)"
+        )
+    parameters = [name for name, _ in model.named_parameters()]
+    modules = [name for name, _ in model.named_modules() if name]
+    excluded: set[str] = set()
+    for pattern in exclude:
+        matching = tuple(f"{name}." for name in modules if fnmatchcase(name, pattern))
+        hits = {name for name in parameters if fnmatchcase(name, pattern)}
+        if not hits and not matching:
+            raise ValueError(
+                f"make_units: exclude must match a parameter or module (got {pattern!r}); names are those of "
+                "model.named_parameters() and model.named_modules()"
+            )
+        excluded |= hits | {name for name in parameters if name.startswith(matching)}
+    return excluded

@@ -1,0 +1,65 @@
+"""One-shot removal of the units with the lowest scores."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from resgrow.surgery.make_units import Block, make_units
+from resgrow.surgery.masks import Masks
+from resgrow.surgery.units import Units
+
+
+def prune(
+    model: nn.Module,
+    scores: Mapping[str, Tensor],
+    *,
+    sparsity: float,
+    block: Block = (1, 1),
+    scope: str = "global",
+    exclude: Sequence[str] = (),
+) -> Masks:
+    """Zero the units whose removal costs the least score per parameter.
+
+    Args:
+        model: pruned in place, once all arguments have proved good.
+        scores: ``{parameter name: tensor of its shape}``, as from `resgrow.saliency`; all candidate weights must be
+            there. For channels, scores of biases and norms count where they are given.
+        sparsity: share of the candidate parameters to remove, in [0, 1). For weights and blocks the candidates are
+            the Conv2d and Linear weights that are not excluded; for channels all that the channels cover. The smallest
+            number of units that reaches the share goes.
+        block: (1, 1) for single weights, (bo, bi) for blocks, "channel" for channels with all that is coupled.
+        scope: "global" ranks all units together; "layer" removes the share from each weight (or set of coupled
+            channels) by itself, all channels but one at most.
+        exclude: names or fnmatch patterns of parameters or modules to leave alone, see `make_units`.
+
+    Returns:
+        The masks, applied; attach them to the optimizer before training goes on.
+
+    Raises:
+        ValueError: sparsity or scope or block out of range, unknown names in exclude or scores, missing scores, wrong
+            shapes, NaN, more sparsity than keeps one channel of each group.
+        TypeError: wrong types, or a model whose channels are not known.
+    """
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
+        raise ValueError(f"prune: sparsity must be a number in [0, 1) (got {sparsity!r}); 0.9 removes 90 %")
+    if scope not in ("global", "layer"):
+        raise ValueError(f"prune: scope must be 'global' or 'layer' (got {scope!r})")
+    units = make_units(model, block, exclude)
+    summed = units.scores(scores)
+    if scope == "global":
+        keep = units.select(summed, round(sparsity * units.total()))
+    else:
+        keep = _select_by_layer(units, summed, sparsity)
+    masks = Masks(model, units.to_masks(keep))
+    masks.apply()
+    return masks
+
+
+def _select_by_layer(units: Units, scores: list[Tensor], sparsity: float) -> list[Tensor]:
+    keep = units.live()
+    for index, cost in enumerate(units.costs()):
+        wanted = round(sparsity * float(cost.sum(dtype=torch.float64)))
+        save = min(wanted, units.savable(scores, groups=[index]))
+        keep[index] = units.select(scores, save, groups=[index])[index]
+    return keep

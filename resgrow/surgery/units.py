@@ -1,0 +1,231 @@
+"""The smallest things that are removed: what single weights, blocks and channels have in common.
+
+Units do three things and compute no saliency: they sum a given one over each unit, say what removing it would save,
+and choose which go. A family holds *groups* (one per weight tensor, or per set of coupled channels); scores, costs,
+live and keep are lists with one tensor per group and one element per unit.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+# A unit that has nothing left to save still needs a finite price.
+_TINY_COST = 1e-12
+
+
+class Units(ABC):
+    """Common interface of `WeightUnits`, `BlockUnits` and `ChannelUnits`; made by `make_units`.
+
+    Attributes:
+        parameters: names of the parameters whose elements the units cover.
+        required: those of them that a saliency mapping must have; the others are used where they are there.
+        groups: a name for each group, in the order of all lists.
+    """
+
+    parameters: tuple[str, ...]
+    required: tuple[str, ...]
+    groups: tuple[str, ...]
+
+    def __init__(self, model: nn.Module, positions: Mapping[str, float] | None) -> None:
+        self._model = model
+        self._positions = positions
+
+    def scores(self, saliency: Mapping[str, Tensor]) -> list[Tensor]:
+        """Sum of the saliency over each unit.
+
+        Args:
+            saliency: ``{parameter name: tensor of its shape}``; parameters outside `parameters` are ignored.
+
+        Raises:
+            TypeError: not a mapping to floating-point tensors.
+            ValueError: unknown or missing names, a wrong shape, NaN or minus infinity.
+        """
+        _check_saliency(self._model, saliency, self.parameters, self.required)
+        return self._sum(saliency)
+
+    @abstractmethod
+    def _sum(self, saliency: Mapping[str, Tensor]) -> list[Tensor]:
+        """`scores` of a checked mapping."""
+
+    @abstractmethod
+    def costs(self, masks: Mapping[str, Tensor] | None = None, by: str = "params") -> list[Tensor]:
+        """What removing each unit alone would save now: live parameters, or MACs per sample (float tensors).
+
+        Args:
+            masks: what is present; parameters without a mask are, and with None all are.
+            by: "params", or "macs" for units made with example_inputs.
+        """
+
+    @abstractmethod
+    def live(self, masks: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+        """Which units are at least partly present: bool tensors."""
+
+    @abstractmethod
+    def to_masks(self, keep: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Bool masks of all `parameters`, False exactly on the units not kept."""
+
+    def total(self, masks: Mapping[str, Tensor] | None = None, by: str = "params") -> float:
+        """Live cost of all `parameters`."""
+        return float(sum(cost.sum(dtype=torch.float64) for cost in self.costs(masks, by)))
+
+    def select(
+        self,
+        scores: Sequence[Tensor],
+        save: float,
+        masks: Mapping[str, Tensor] | None = None,
+        by: str = "params",
+        groups: Sequence[int] | None = None,
+    ) -> list[Tensor]:
+        """Which units to keep so that at least ``save`` of the live cost goes, the cheapest loss first.
+
+        Live units go in ascending order of score / cost, ties by position, until what they save together reaches
+        ``save``: the smallest such number of units. Units that are not live stay removed.
+
+        Args:
+            scores: one tensor per group, as from `scores`.
+            save: cost to be saved, in parameters or MACs per sample; 0 or less saves nothing.
+            masks: what is present now.
+            by: "params" or "macs".
+            groups: indices of the groups that may lose units; all by default.
+
+        Returns:
+            One bool tensor per group, True = keep.
+
+        Raises:
+            ValueError: more is to be saved than can be (the message says how much can), scores that do not match the
+                units, NaN or minus infinity among them.
+        """
+        if save <= 0:
+            check_scores(scores, self.live(masks))
+            return self.live(masks)
+        live, free, order, saved = self._ranking(scores, masks, by, groups)
+        count = bisect_left(range(order.numel() + 1), save, key=saved)
+        if count > order.numel():
+            raise ValueError(unreachable(save, saved(order.numel()), by))
+        return without(live, free, order[:count])
+
+    def savable(
+        self,
+        scores: Sequence[Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        by: str = "params",
+        groups: Sequence[int] | None = None,
+    ) -> float:
+        """The most that `select` could be asked to save, given the same arguments."""
+        _, _, order, saved = self._ranking(scores, masks, by, groups)
+        return saved(order.numel())
+
+    def _ranking(
+        self,
+        scores: Sequence[Tensor],
+        masks: Mapping[str, Tensor] | None,
+        by: str,
+        groups: Sequence[int] | None,
+    ) -> tuple[list[Tensor], list[Tensor], Tensor, Callable[[int], float]]:
+        """Live units, those that may go, the order in which they go (indices into the concatenated True places of
+        the second), and what the first n of that order save."""
+        live = self.live(masks)
+        check_scores(scores, live)
+        costs = self.costs(masks, by)
+        free, prices = [], []
+        for index, (score, cost, there) in enumerate(zip(scores, costs, live, strict=True)):
+            price = score.double() / cost.double().clamp_min(_TINY_COST)
+            may_go = groups is None or index in groups
+            free.append(self._free(price, there) if may_go else torch.zeros_like(there))
+            prices.append(price[free[-1]])
+        order = torch.sort(torch.cat(prices), stable=True).indices
+        return live, free, order, self._saved(live, free, order, costs, masks, by)
+
+    def _free(self, price: Tensor, live: Tensor) -> Tensor:
+        """Which live units of one group may go; a family that must always keep some says so here."""
+        return live
+
+    def _saved(
+        self,
+        live: list[Tensor],
+        free: list[Tensor],
+        order: Tensor,
+        costs: list[Tensor],
+        masks: Mapping[str, Tensor] | None,
+        by: str,
+    ) -> Callable[[int], float]:
+        """What the first n units in ``order`` save together; here the sum, for units that share no element."""
+        flat = torch.cat([cost[spare] for cost, spare in zip(costs, free, strict=True)])
+        sums = flat.double()[order].cumsum(0)
+        return lambda count: float(sums[count - 1]) if count else 0.0
+
+    def _factor(self, name: str, by: str) -> float:
+        """Cost of one present element of parameter ``name``."""
+        if by == "params":
+            return 1.0
+        if by != "macs":
+            raise ValueError(f"costs: by must be 'params' or 'macs' (got {by!r})")
+        if self._positions is None:
+            raise ValueError("costs: by='macs' needs output sizes (got none); give make_units example_inputs")
+        module, _, attribute = name.rpartition(".")
+        return self._positions.get(module, 0.0) if attribute == "weight" else 0.0
+
+
+def without(live: list[Tensor], free: list[Tensor], gone: Tensor) -> list[Tensor]:
+    """``live`` less the units at ``gone``, indices into the concatenated True places of ``free``."""
+    flags = torch.zeros(sum(int(spare.sum()) for spare in free), dtype=torch.bool, device=gone.device)
+    flags[gone] = True
+    keep = []
+    for there, spare, chunk in zip(live, free, flags.split([int(spare.sum()) for spare in free]), strict=True):
+        kept = there.clone()
+        kept[spare] = ~chunk
+        keep.append(kept)
+    return keep
+
+
+def unreachable(save: float, most: float, by: str) -> str:
+    return (
+        f"select: at most {most:g} {by} can be saved (got save={save:g}), because removed units save nothing and "
+        "each channel group keeps one channel; ask for less, or exclude less"
+    )
+
+
+def check_scores(scores: Sequence[Tensor], live: Sequence[Tensor]) -> None:
+    shapes = [tuple(score.shape) for score in scores]
+    wanted = [tuple(there.shape) for there in live]
+    if shapes != wanted:
+        raise ValueError(f"select: scores must have the units' shapes (got {shapes}, units {wanted})")
+    for index, score in enumerate(scores):
+        if score.numel() and not score.min() > -math.inf:
+            raise ValueError(f"select: scores must be numbers above -inf (got NaN or -inf in group {index})")
+
+
+def _check_saliency(
+    model: nn.Module, saliency: Mapping[str, Tensor], used: Sequence[str], required: Sequence[str]
+) -> None:
+    if not isinstance(saliency, Mapping):
+        raise TypeError(f"scores: needs a mapping from parameter name to tensor (got {type(saliency).__name__})")
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+    unknown = [name for name in saliency if name not in shapes]
+    missing = [name for name in required if name not in saliency]
+    if unknown or missing:
+        raise ValueError(
+            "scores: names must be parameters of the model and cover all candidates "
+            f"(got unknown {unknown[:5]}, missing {missing[:5]}); compute the scores for this model, or exclude more"
+        )
+    for name in used:
+        if name not in saliency:
+            continue
+        score = saliency[name]
+        if not isinstance(score, Tensor) or not score.is_floating_point():
+            given = score.dtype if isinstance(score, Tensor) else type(score).__name__
+            raise TypeError(f"scores: needs floating-point tensors (got {given} for {name})")
+        if score.shape != shapes[name]:
+            raise ValueError(
+                f"scores: a score must have its parameter's shape (got {tuple(score.shape)} for {name} of shape "
+                f"{tuple(shapes[name])})"
+            )
+        # One pass: the minimum of anything with a NaN is NaN, which compares False.
+        if score.numel() and not score.min() > -math.inf:
+            raise ValueError(
+                f"scores: must be numbers above -inf (got NaN or -inf in {name}); look for NaN in the loss or the data"
+            )
