@@ -11,12 +11,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from resgrow.curvature.batches import Batch, call
+from resgrow.curvature.batches import Batch
+from resgrow.curvature.evaluate import mean_loss
 from resgrow.curvature.heads import LossFn
-from resgrow.curvature.modes import eval_mode
 from resgrow.ops import select_mask
 
 MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -104,23 +103,4 @@ def _losses(model: nn.Module, loss_fn: LossFn, probe: Sequence[Batch], scores: M
     for sparsity in PROBES:
         keep = select_mask(ranked, round(sparsity * total))
         pruned = {name: weights[name] * mask for name, mask in zip(names, keep, strict=True)}
-        yield mean_loss(model, loss_fn, probe, pruned)
-
-
-def mean_loss(
-    model: nn.Module, loss_fn: LossFn, batches: Sequence[Batch], weights: Mapping[str, Tensor] | None = None
-) -> float:
-    """Mean loss per sample over ``batches`` in eval mode, with ``weights`` standing in for the model's own.
-
-    Raises:
-        ValueError: a loss is NaN (an infinite one is returned: a deletion may well cause it).
-    """
-    total, count = 0.0, 0
-    with torch.no_grad(), eval_mode(model):
-        for inputs, target in batches:
-            loss = float(loss_fn(call(model, inputs, weights), target))
-            if math.isnan(loss):
-                raise ValueError("saliency: the loss is NaN on the given data; check the data and the weights")
-            total += loss * (target.shape[0] if getattr(loss_fn, "reduction", "mean") == "mean" else 1)
-            count += target.shape[0]
-    return total / count
+        yield mean_loss("saliency", model, loss_fn, probe, pruned)

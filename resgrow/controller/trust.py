@@ -1,0 +1,63 @@
+"""Trust: how far the quadratic model of the loss may be followed. Pure arithmetic, after Levenberg-Marquardt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SMALLEST, LARGEST = 1e-3, 0.3
+WEAKEST, STRONGEST = 0.1, 10.0
+
+
+@dataclass
+class Trust:
+    """Step size, damping and tolerance, steered by measured against predicted changes of the loss.
+
+    Attributes:
+        fraction: share of the live cost that the next move may take.
+        damping: multiple of the mean curvature added to every curvature.
+        tolerance: rise of the loss, relative to the loss, that counts as harmless however small the prediction.
+            Rises while no move passes (the budget sets the price), and falls back to ``patience`` when moves do.
+        patience: the tolerance to begin with.
+    """
+
+    fraction: float = 0.05
+    damping: float = 1.0
+    tolerance: float = 0.1
+    patience: float = 0.1
+
+    def accepts(self, predicted: float, actual: float, loss: float) -> bool:
+        """Whether a measured rise is one to live with: harmless, or within twice the prediction."""
+        return actual <= max(2 * predicted, self.tolerance * loss)
+
+    def kept(self, predicted: float, actual: float, loss: float) -> None:
+        """Learn from a move that was kept."""
+        ratio = actual / max(predicted, 1e-12)
+        harmless = actual <= 0.5 * self.tolerance * loss
+        self._step(1.5 if harmless or ratio < 0.5 else 1.1 if ratio < 1.5 else 0.7)
+        if not harmless and ratio > 1.5:
+            self._damp(1.5)
+        elif ratio < 0.5:
+            self._damp(1 / 1.5)
+        self.tolerance = max(self.patience, self.tolerance / 1.1)
+
+    def refused(self) -> None:
+        """Learn from a move that was too bad to keep: smaller steps, less trust in small curvatures."""
+        self._step(0.5)
+        self._damp(1.5)
+
+    def stuck(self) -> None:
+        """No move passed: the price of the budget is higher than thought."""
+        self.tolerance *= 1.5
+
+    def _step(self, factor: float) -> None:
+        self.fraction = min(LARGEST, max(SMALLEST, self.fraction * factor))
+
+    def _damp(self, factor: float) -> None:
+        self.damping = min(STRONGEST, max(WEAKEST, self.damping * factor))
+
+
+def pace(cost: float, target: float, moves: int) -> float:
+    """Share of the cost that every one of ``moves`` equal moves must take to come from ``cost`` to ``target``."""
+    if cost <= target:
+        return 0.0
+    return 1 - (target / cost) ** (1 / max(1, moves))
