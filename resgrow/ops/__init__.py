@@ -1,0 +1,21 @@
+"""Native operators: ``squared_grad`` (curvature), ``select`` (thresholds and masks), ``tristate_relu``.
+
+Each family is one module here; :mod:`resgrow.ops.reference` says in plain torch what every operator means.
+"""
+
+from resgrow.ops.select import select_mask, select_threshold
+from resgrow.ops.squared_grad import (
+    squared_grad_bias,
+    squared_grad_conv2d,
+    squared_grad_linear,
+    squared_grad_norm,
+)
+
+__all__ = [
+    "select_mask",
+    "select_threshold",
+    "squared_grad_bias",
+    "squared_grad_conv2d",
+    "squared_grad_linear",
+    "squared_grad_norm",
+]

@@ -3,10 +3,16 @@
 // processor than the rest and must not emit shared inline functions.
 #pragma once
 
+#include "cpu/kernels/select_args.h"
+#include "cpu/kernels/squared_grad_args.h"
+
 namespace resgrow {
 
 struct KernelTable {
   int vector_bytes;
+  SquaredGradKernels<float> squared_grad_float;
+  SquaredGradKernels<double> squared_grad_double;
+  SelectKernels select_float, select_double, select_bfloat16;
 };
 
 const KernelTable* kernel_table_base();
