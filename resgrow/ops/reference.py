@@ -16,8 +16,8 @@ from torch.nn import functional as F
 def squared_grad_linear(x: Tensor, grad: Tensor) -> Tensor:
     """``H[o, i] = sum_n (sum_t grad[n, t, o] x[n, t, i])^2``.
 
-    x: ``(N, *, I)``, the layer's input; grad: ``(N, *, O)``, the gradient at its output. Sample ``n`` is the first
-    dimension and ``t`` runs over all dimensions between. Returns ``(O, I)``, a *sum* over samples.
+    x: ``(N, *, I)``, the layer's input; grad: ``(N, *, O)``, the gradient at its output. Sample ``n`` is the
+    first dimension and ``t`` runs over all dimensions between. Returns ``(O, I)``, a *sum* over samples.
     """
     x3, grad3 = (
         x.flatten(1, -2) if x.dim() > 2 else x[:, None],
@@ -41,7 +41,7 @@ def squared_grad_conv2d(
     """
     n, channels = x.shape[:2]
     out = grad.shape[1]
-    columns = F.unfold(x, kernel_size, dilation, padding, stride)  # (N, C kh kw, T)
+    columns = F.unfold(x, tuple(kernel_size), tuple(dilation), tuple(padding), tuple(stride))  # (N, C kh kw, T)
     columns = columns.unflatten(1, (groups, channels // groups * kernel_size[0] * kernel_size[1]))
     grads = grad.reshape(n, groups, out // groups, -1)
     per_sample = torch.einsum("ngot,ngkt->ngok", grads, columns)
@@ -49,7 +49,10 @@ def squared_grad_conv2d(
 
 
 def squared_grad_bias(grad: Tensor, channel_dim: int = 1) -> Tensor:
-    """``H[c] = sum_n (sum_t grad[n, c, t])^2``; grad: ``(N, *)`` with C entries in ``channel_dim``. Returns ``(C,)``."""
+    """``H[c] = sum_n (sum_t grad[n, c, t])^2``.
+
+    grad: ``(N, *)`` with C entries in ``channel_dim``. Returns ``(C,)``, a *sum* over samples.
+    """
     grads = grad.movedim(channel_dim, 1)
     return grads.reshape(grads.shape[0], grads.shape[1], -1).sum(2).square().sum(0)
 
@@ -78,9 +81,7 @@ def select_mask(scores: Sequence[Tensor], k: int) -> list[Tensor]:
     flat = torch.cat([s.reshape(-1) for s in scores])
     keep = torch.ones_like(flat, dtype=torch.bool)
     keep[flat.sort(stable=True).indices[:k]] = False
-    return [
-        part.view(s.shape) for part, s in zip(keep.split([s.numel() for s in scores]), scores, strict=True)
-    ]
+    return [part.view(s.shape) for part, s in zip(keep.split([s.numel() for s in scores]), scores, strict=True)]
 
 
 def tristate_relu(x: Tensor, w: Tensor, d: Tensor) -> Tensor:
