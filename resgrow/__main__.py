@@ -1,0 +1,7 @@
+"""``python -m resgrow`` is the command ``resgrow``."""
+
+import sys
+
+from resgrow.cli import main
+
+sys.exit(main())

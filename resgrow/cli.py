@@ -1,0 +1,140 @@
+"""Command line: ``resgrow info`` and ``resgrow fit``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from resgrow._errors import ExpectedError, InputError
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+FIT_EXAMPLES = """examples:
+  resgrow fit
+      scikit-learn's digits, resnet8, a tenth of the parameters: about a minute
+  resgrow fit --data mnist --data-dir ~/data --model lenet5 --budget params=0.02
+      MNIST from its four IDX files, two percent of the weights
+  resgrow fit --data ~/data/cifar-10-batches-bin --model resnet20 --budget params=0.3,macs=0.4
+      CIFAR-10, channels, both budgets at once
+  resgrow fit --data ~/photos --model resnet8 --width 2 --budget params=20000
+      own images in train/<class>/ and test/<class>/, at most 20,000 parameters
+"""
+INFO_EXAMPLES = """example:
+  resgrow info
+      what to copy into a bug report
+"""
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from resgrow.info import report
+
+    rows = report()
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    # Imported here: --help and info need not wait for all of it.
+    import torch
+    from rich.console import Console
+
+    from resgrow.experiments.config import make_config
+    from resgrow.experiments.fit import fit
+    from resgrow.experiments.interrupts import Interrupted
+    from resgrow.experiments.run_folder import default_folder
+
+    config = make_config(
+        arguments.data,
+        arguments.model,
+        arguments.budget,
+        width=arguments.width,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        optimizer=arguments.optimizer,
+        lr=arguments.lr,
+        unit=arguments.unit,
+        seed=arguments.seed,
+        data_dir=arguments.data_dir,
+        download=arguments.download,
+    )
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise InputError(f"fit: --threads must be at least 1 (got {arguments.threads}); leave it out for all")
+        torch.set_num_threads(arguments.threads)
+    out = Path(arguments.out) if arguments.out else default_folder(config.data, config.model)
+    try:
+        fit(config, out, Console())
+    except Interrupted as signal:
+        print(f"resgrow: interrupted by {signal}", file=sys.stderr)
+        return signal.exit_code
+    return 0
+
+
+def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="versions, instruction sets, CUDA architectures, threads",
+        description="Prints what this installation consists of.",
+        epilog=INFO_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_info)
+
+
+def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "fit",
+        help="train a baseline and a network that finds its own size, and compare them",
+        description="Trains an ordinary network and a self-sizing twin alike, makes the twin physically smaller, "
+        "measures both, and writes a run folder with a report.",
+        epilog=FIT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", default="digits", metavar="digits|mnist|DIR", help="data set (default: digits)")
+    add("--data-dir", metavar="DIR", help="where MNIST's files are (default: $RESGROW_DATA_DIR)")
+    add("--download", action="store_true", help="fetch MNIST with torchvision if its files are missing")
+    add("--model", metavar="NAME", help="resnet8, resnet20, resnet56 or lenet5 (default: by data set)")
+    add("--width", type=float, default=1.0, help="factor on a resnet's channels (default: 1.0)")
+    add(
+        "--budget",
+        default="params=0.1",
+        metavar="params=X[,macs=Y]",
+        help="what may be left: fractions up to 1, or absolute counts above (default: params=0.1)",
+    )
+    add("--unit", metavar="channel|weight", help="the smallest thing removed (default: by model)")
+    add("--epochs", type=int, metavar="N", help="of each network (default: by data set and model)")
+    add("--batch-size", type=int, metavar="N", help="images per step (default: by data set and model)")
+    add("--optimizer", metavar="adam|adamw|sgd", help="for both networks (default: by data set and model)")
+    add("--lr", type=float, metavar="X", help="first learning rate; falls to 0 by a cosine (default: by optimizer)")
+    add("--seed", type=int, default=0, help="of weights and batch order (default: 0)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--out", metavar="DIR", help="run folder (default: runs/<data>-<model>-<time>)")
+    parser.set_defaults(run=_fit)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="resgrow", description="Networks that find their own size.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_info(commands)
+    _add_fit(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 wrong input (one line on stderr), 130/143 interrupted."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (ExpectedError, OSError, ImportError) as error:
+        print(f"resgrow: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:  # before the job has set its own handlers
+        print("resgrow: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED

@@ -1,0 +1,1 @@
+"""Whole jobs: training, measuring and writing down what came out."""

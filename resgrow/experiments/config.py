@@ -1,0 +1,162 @@
+"""What a run is told to do, and the recipe constants that fill in what it is not told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from resgrow._errors import InputError
+
+# Shares of all training steps: the controller rests until START_SHARE, since an untrained network does not
+# know yet what it needs, and should be within the budget by DEADLINE_SHARE; the rest, with the learning
+# rate falling to zero, heals the twin.
+START_SHARE = 0.2
+DEADLINE_SHARE = 0.6
+# Moves of the controller between the two: curvature is taken anew for each.
+MOVES = 40
+UNITS = ("channel", "weight")
+DEFAULT_BUDGET = "params=0.1"
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """Default learning rate and weight decay of an optimizer."""
+
+    lr: float
+    weight_decay: float
+
+
+OPTIMIZERS = {
+    "adam": OptimizerRecipe(lr=1e-3, weight_decay=0.0),
+    "adamw": OptimizerRecipe(lr=3e-3, weight_decay=0.05),
+    "sgd": OptimizerRecipe(lr=0.1, weight_decay=5e-4),
+}
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults for one model, or for one model on one data set."""
+
+    epochs: int
+    batch_size: int
+    optimizer: str
+    unit: str = "channel"
+
+
+# (data set, model) first, then ("*", model).
+RECIPES = {
+    ("digits", "resnet8"): Recipe(epochs=40, batch_size=64, optimizer="adamw"),
+    ("mnist", "lenet5"): Recipe(epochs=12, batch_size=128, optimizer="adam", unit="weight"),
+    ("*", "resnet8"): Recipe(epochs=30, batch_size=128, optimizer="sgd"),
+    ("*", "resnet20"): Recipe(epochs=60, batch_size=128, optimizer="sgd"),
+    ("*", "resnet56"): Recipe(epochs=100, batch_size=128, optimizer="sgd"),
+    ("*", "lenet5"): Recipe(epochs=20, batch_size=128, optimizer="adam", unit="weight"),
+}
+DEFAULT_MODELS = {"digits": "resnet8", "mnist": "lenet5"}
+DEFAULT_MODEL = "resnet20"
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """A complete description of one run of ``resgrow fit``.
+
+    ``budget``: {"params": ..., "macs": ...}, fractions in (0, 1] of the dense network or absolute counts > 1.
+    """
+
+    data: str
+    model: str
+    budget: dict[str, float]
+    width: float
+    epochs: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    weight_decay: float
+    unit: str
+    seed: int
+    data_dir: str | None
+    download: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def parse_budget(text: str) -> dict[str, float]:
+    """ "params=0.1,macs=0.2" -> {"params": 0.1, "macs": 0.2}. Raises InputError."""
+    remedy = "write for example --budget params=0.1 or --budget params=0.1,macs=0.2"
+    budget: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or name not in ("params", "macs") or name in budget:
+            raise InputError(f"fit: a budget is params=... or macs=..., each at most once (got {text!r}); {remedy}")
+        try:
+            budget[name] = float(value)
+        except ValueError:
+            raise InputError(f"fit: a budget needs a number after {name}= (got {value!r}); {remedy}") from None
+        if not (math.isfinite(budget[name]) and budget[name] > 0):
+            raise InputError(f"fit: a budget must be positive and finite (got {name}={value}); {remedy}")
+    return budget
+
+
+def _require(rule: str, holds: bool, given: object, remedy: str) -> None:
+    if not holds:
+        raise InputError(f"fit: {rule} (got {given}); {remedy}")
+
+
+def _check(config: FitConfig) -> None:
+    _require("--epochs must be at least 1", config.epochs >= 1, config.epochs, "leave it out for the default")
+    _require(
+        "--batch-size must be at least 2",
+        config.batch_size >= 2,
+        config.batch_size,
+        "batch norm needs two images to normalise",
+    )
+    _require("--lr must be positive", 0 < config.lr < math.inf, config.lr, "leave it out for the default")
+    _require("--width must be positive", 0 < config.width < math.inf, config.width, "1.0 is the standard width")
+    _require("--seed must not be negative", config.seed >= 0, config.seed, "use 0 or more")
+
+
+def make_config(
+    data: str = "digits",
+    model: str | None = None,
+    budget: str = DEFAULT_BUDGET,
+    *,
+    width: float = 1.0,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    optimizer: str | None = None,
+    lr: float | None = None,
+    unit: str | None = None,
+    seed: int = 0,
+    data_dir: str | None = None,
+    download: bool = False,
+) -> FitConfig:
+    """Fills in the recipe where an argument is None. Raises InputError for values that cannot work."""
+    model = model or DEFAULT_MODELS.get(data, DEFAULT_MODEL)
+    recipe = RECIPES.get((data, model)) or RECIPES.get(("*", model))
+    if recipe is None:
+        known = sorted({name for _, name in RECIPES})
+        raise InputError(f"fit: --model must be one of {', '.join(known)} (got {model!r}); check the spelling")
+    optimizer = optimizer or recipe.optimizer
+    unit = unit or recipe.unit
+    _require(f"--optimizer must be one of {', '.join(OPTIMIZERS)}", optimizer in OPTIMIZERS, optimizer, "choose one")
+    _require(f"--unit must be one of {', '.join(UNITS)}", unit in UNITS, unit, "choose one")
+    config = FitConfig(
+        data=data,
+        model=model,
+        budget=parse_budget(budget),
+        width=width,
+        epochs=recipe.epochs if epochs is None else epochs,
+        batch_size=recipe.batch_size if batch_size is None else batch_size,
+        optimizer=optimizer,
+        lr=OPTIMIZERS[optimizer].lr if lr is None else lr,
+        weight_decay=OPTIMIZERS[optimizer].weight_decay,
+        unit=unit,
+        seed=seed,
+        data_dir=data_dir,
+        download=download,
+    )
+    _check(config)
+    return config

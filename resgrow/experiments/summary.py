@@ -1,0 +1,89 @@
+"""What came out of a run, as plain numbers for summary.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from resgrow.surgery.count import count_layers, count_macs, count_params
+
+
+@dataclass(frozen=True)
+class NetworkResult:
+    """One network at the end.
+
+    ``params`` and ``macs`` (per image) leave zero weights out; ``stored_params`` and ``computed_macs`` count
+    what is stored and computed. ``latency``: batch size -> median seconds per forward pass.
+    """
+
+    accuracy: float
+    test_loss: float
+    params: int
+    stored_params: int
+    macs: int
+    computed_macs: int
+    latency: dict[str, float]
+    training_seconds: float
+
+
+def present(model: nn.Module) -> dict[str, Tensor]:
+    """Where the weights of convolutions and linear layers are not zero."""
+    return {
+        name: parameter.detach() != 0
+        for name, parameter in model.named_parameters()
+        if name.endswith("weight") and parameter.ndim >= 2
+    }
+
+
+def sizes(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """``params``, ``stored_params``, ``macs``, ``computed_macs`` of ``NetworkResult``."""
+    masks = present(model)
+    zeros = sum(int((~mask).sum()) for mask in masks.values())
+    stored = count_params(model)
+    return {
+        "params": stored - zeros,
+        "stored_params": stored,
+        "macs": count_macs(model, example, masks),
+        "computed_macs": count_macs(model, example),
+    }
+
+
+def _widths(model: nn.Module) -> dict[str, int]:
+    """Output channels of every layer that has some."""
+    found = {}
+    for name, module in model.named_modules():
+        width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
+        if isinstance(width, int):
+            found[name] = width
+    return found
+
+
+def layer_table(dense: nn.Module, sized: nn.Module, example: Tensor) -> list[dict[str, Any]]:
+    """One row per convolution and linear layer of ``dense``; a layer that is gone from ``sized`` has width 0."""
+    before, after = _widths(dense), _widths(sized)
+    counts = {row.name: row for row in count_layers(dense, example)}
+    left = {row.name: row for row in count_layers(sized, example, present(sized))}
+    return [
+        {
+            "name": name,
+            "kind": counts[name].kind,
+            "dense_width": width,
+            "sized_width": after.get(name, 0),
+            "dense_params": counts[name].params,
+            "sized_params": left[name].live_params if name in left else 0,
+        }
+        for name, width in before.items()
+    ]
+
+
+def move_counts(moves: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many moves stood and how many were undone."""
+    accepted = sum(bool(move["accepted"]) for move in moves)
+    return {"accepted": accepted, "undone": len(moves) - accepted}
+
+
+def as_dict(result: NetworkResult) -> dict[str, Any]:
+    return asdict(result)
