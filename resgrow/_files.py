@@ -1,36 +1,34 @@
-"""Files that are written whole or not at all."""
+"""Files that are there whole or not at all."""
 
-from __future__ import annotations
-
-import contextlib
 import os
-import tempfile
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replaces ``path`` by ``data`` in one step: readers see the old file or the new one.
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path in the same folder that takes the place of ``path`` when the block ends without an error.
 
-    The bytes go to a temporary file in the same folder (a rename is atomic only within
-    one file system), are flushed to disk and renamed. Raises OSError as ``open`` does;
-    ``path`` is then as it was and no temporary file is left.
+    Readers see the old file or the new one, never part of one, even if the process is killed. The data is on disk
+    before the name is. For libraries that write to a path of their own; `write_atomic` writes bytes or text.
+
+    Raises:
+        OSError: the folder does not exist or is not writable.
     """
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; a run folder is meant to be read like any other.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """``write_bytes_atomic`` for text, as UTF-8."""
-    write_bytes_atomic(path, text.encode("utf-8"))
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write a whole file (text as UTF-8) as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)

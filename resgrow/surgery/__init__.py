@@ -1,11 +1,13 @@
 """Removing parts of a network: what is coupled, masks, and physically smaller copies. Scores nothing."""
 
 from resgrow.surgery.channel_units import ChannelUnits
+from resgrow.surgery.compact import compact
 from resgrow.surgery.count import LayerCount, count_layers, count_macs, count_params, layer_positions
 from resgrow.surgery.groups import ChannelGroup, Consumer, channel_groups
 from resgrow.surgery.make_units import make_units
 from resgrow.surgery.masks import Masks
 from resgrow.surgery.prune import prune
+from resgrow.surgery.storage import load, load_extra, save
 from resgrow.surgery.units import Units
 from resgrow.surgery.weight_units import BlockUnits, WeightUnits
 
@@ -19,10 +21,14 @@ __all__ = [
     "Units",
     "WeightUnits",
     "channel_groups",
+    "compact",
     "count_layers",
     "count_macs",
     "count_params",
     "layer_positions",
+    "load",
+    "load_extra",
     "make_units",
     "prune",
+    "save",
 ]

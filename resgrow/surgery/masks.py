@@ -114,7 +114,7 @@ class Masks(Mapping[str, Tensor]):
     def density(self) -> float:
         """Share of the masked parameters' elements that is present; 1 where nothing is masked."""
         total = sum(mask.numel() for mask in self._masks.values())
-        return 1.0 if total == 0 else 1.0 - self._removed() / total
+        return 1.0 if total == 0 else (total - self._removed()) / total
 
     def live_parameters(self) -> int:
         """Number of elements of all the model's parameters, less the absent ones."""

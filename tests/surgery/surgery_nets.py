@@ -15,7 +15,7 @@ def saliency_like(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
 
 
 def convnet() -> nn.Sequential:
-    """Everything a plain Sequential may hold, with odd widths and nested; input (N, 2, 9, 9)."""
+    """Everything a plain Sequential may hold, with odd widths and nested; input (N, 2, 11, 11)."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Sequential(nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2)),

@@ -1,0 +1,105 @@
+"""Physically smaller copies of networks that masks have emptied."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from resgrow.surgery.constants import can_absorb, produced, through
+from resgrow.surgery.forward import Inputs, as_inputs, evaluate
+from resgrow.surgery.groups import ChannelGroup, channel_groups
+from resgrow.surgery.slices import keep_inputs, keep_outputs
+
+# Largest difference of an output that summing in another order explains, relative to the largest output or 1.
+_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def compact(model: nn.Module, example_inputs: Inputs) -> nn.Module:
+    """A copy of the model without the channels that have no effect, with the same outputs in evaluation mode.
+
+    A channel goes where nobody reads it (the consumers' weights for it are all zero), or where it is constant (its
+    producer's weights are all zero, or a norm's gain or a gate is): zeros without further ado, other constants where
+    the consumer's bias can hold them exactly, that is in front of a Linear or a convolution without zero padding. What
+    goes may empty others, so this repeats until nothing changes. Each layer keeps at least one channel.
+
+    Zeros count however they came about: masks of channels, of blocks, or of single weights.
+
+    Args:
+        model: `nn.Sequential` of Conv2d, Linear, BatchNorm2d, ReLU, TriStateReLU, pooling, Flatten, Dropout and
+            Identity (channels next to other layers stay), or `resgrow.nn.ResNet` (channels inside blocks). Unchanged.
+        example_inputs: a tensor or the sequence of the model's arguments; both models are run on it.
+
+    Returns:
+        The smaller copy, with the original's dtypes, devices, layouts, training flags and requires_grad; gradients
+        are not copied. An optimizer has to be made anew for it.
+
+    Raises:
+        TypeError: a model whose channels are not known.
+        ValueError: shared parameters, or the model does not run on example_inputs or is not finite there.
+        RuntimeError: the copy's outputs differ by more than rounding.
+    """
+    inputs = as_inputs(example_inputs, "compact")
+    channel_groups(model, "compact")
+    expected = evaluate(model, inputs, "compact")
+    if not expected.isfinite().all():
+        raise ValueError("compact: the model's outputs must be finite to be compared (got NaN or inf); check weights")
+    small = copy.deepcopy(model)
+    for parameter in small.parameters():
+        parameter.grad = None
+    while any([_shrink(small, group) for group in channel_groups(small, "compact")]):
+        pass
+    _verify(expected, evaluate(small, inputs, "compact"))
+    return small
+
+
+def _shrink(model: nn.Module, group: ChannelGroup) -> bool:
+    """Remove what can go from one group, in place; whether anything could."""
+    producer = model.get_submodule(group.producer)
+    assert isinstance(producer, nn.Conv2d | nn.Linear)
+    removable = torch.ones(group.size, dtype=torch.bool, device=producer.weight.device)
+    absorbed = []
+    for reader in group.consumers:
+        consumer = model.get_submodule(reader.name)
+        assert isinstance(consumer, nn.Conv2d | nn.Linear)
+        constant = produced(producer)
+        for name in reader.path:
+            constant = through(model.get_submodule(name), constant)
+        columns = consumer.weight.detach().unflatten(1, (group.size, reader.repeat))
+        unread = ~(columns != 0).movedim(1, 0).flatten(1).any(1)
+        harmless = constant.known & ((constant.value == 0) | can_absorb(consumer))
+        removable &= unread | harmless
+        absorbed.append((consumer, columns, torch.where(unread, 0, constant.value)))
+    if removable.all():
+        removable[0] = False
+    if not removable.any():
+        return False
+    for consumer, columns, value in absorbed:
+        _add_to_bias(consumer, columns, torch.where(removable, value, 0))
+    index = (~removable).nonzero().flatten()
+    for name in (group.producer, *group.followers):
+        keep_outputs(model.get_submodule(name), index)
+    for reader in group.consumers:
+        keep_inputs(model.get_submodule(reader.name), index, reader.repeat)
+    return True
+
+
+def _add_to_bias(consumer: nn.Conv2d | nn.Linear, columns: Tensor, value: Tensor) -> None:
+    """Let the bias take over constant inputs: ``columns`` (O, C, repeat, *k), ``value`` (C,), zero for the rest."""
+    if not value.any():
+        return
+    shift = columns.flatten(2).sum(2) @ value
+    if consumer.bias is None:
+        consumer.bias = nn.Parameter(shift, consumer.weight.requires_grad)
+    else:
+        consumer.bias.data += shift
+
+
+def _verify(expected: Tensor, actual: Tensor) -> None:
+    tolerance = _TOLERANCE.get(expected.dtype, 1e-4)
+    allowed = tolerance * max(1.0, float(expected.abs().max()))
+    difference = float((expected - actual).abs().max())
+    if not difference <= allowed:
+        raise RuntimeError(
+            f"compact: outputs must agree to {allowed:.2g} (got a difference of {difference:.2g}); the model does more "
+            "in its forward pass than its layers show, for example through hooks"
+        )
