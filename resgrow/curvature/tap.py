@@ -90,7 +90,8 @@ class Taps:
                         f"curvature: the input of module '{layer.name}' was modified in place after the module "
                         "ran; make that operation out of place"
                     )
-                self.visit(layer, x, grad.detach())
+                # Under autocast a layer may cast its input; its gradient tells the dtype it computed in.
+                self.visit(layer, x.to(grad.dtype), grad.detach())
 
             output.register_hook(receive)
             return output

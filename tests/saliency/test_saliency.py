@@ -1,0 +1,149 @@
+"""Criteria: their equations, the choice of damping, and what they refuse."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resgrow import curvature, saliency
+from resgrow.saliency import damping as damping_module
+from resgrow.saliency.damping import MULTIPLES, TEMPERATURES, mean_curvature
+
+
+@pytest.fixture
+def trained() -> tuple[nn.Module, Tensor, Tensor]:
+    """A small network that has fitted a task which leaves many of its weights unused."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 12, generator=generator)
+    y = (x[:, 0] + x[:, 1] > 0).long() + (x[:, 2] > 1).long()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 3))
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model, x, y
+
+
+def test_obd_is_half_damped_curvature_times_weight_squared(trained):
+    model, x, y = trained
+    h = curvature(model, F.cross_entropy, (x, y), "ggn")
+    scores = saliency(model, F.cross_entropy, (x, y), curvature="ggn", damping=0.5)
+    d = 0.5 * torch.cat([h["0.weight"].flatten(), h["2.weight"].flatten()]).mean()
+    assert scores.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(scores[name], 0.5 * (h[name] + d) * parameter.detach() ** 2)
+    assert (scores.method, scores.damping, scores.temperature) == ("obd", 0.5, 1.0)
+
+
+def test_undamped_obd_is_exact_where_the_loss_is_quadratic():
+    """At the optimum of least squares, deleting one weight costs exactly its undamped OBD score."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(50, n, generator=generator, dtype=torch.float64) for n in (6, 2))
+    model = nn.Linear(6, 2, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
+    scores = saliency(model, nn.MSELoss(), (x, y), curvature="ggn", damping=0.0)["weight"]
+    base = F.mse_loss(model(x), y).item()
+    for k in range(12):
+        weight = model.weight.detach().clone()
+        weight.view(-1)[k] = 0
+        assert F.mse_loss(x @ weight.T, y).item() - base == pytest.approx(scores.flatten()[k].item(), rel=1e-9)
+
+
+def test_infinite_damping_orders_like_magnitude(trained):
+    model, x, y = trained
+    damped = saliency(model, F.cross_entropy, (x, y), damping=1e9)["0.weight"].flatten()
+    magnitude = saliency(model, method="magnitude")["0.weight"].flatten()
+    assert torch.equal(damped.argsort(), magnitude.argsort())
+    assert torch.equal(magnitude, model[0].weight.detach().abs().flatten())
+
+
+def test_automatic_damping_tries_and_takes_the_least_harmful(trained):
+    model, x, y = trained
+    scores = saliency(model, nn.CrossEntropyLoss(), [(x[:200], y[:200]), (x[200:], y[200:])])
+    tried = {(trial.temperature, trial.damping) for trial in scores.trials}
+    assert {damping for temperature, damping in tried if temperature == 1.0} == set(MULTIPLES)
+    assert {temperature for temperature, _ in tried} == set(TEMPERATURES)
+    costs = [trial.cost for trial in scores.trials]
+    assert costs == sorted(costs)
+    assert costs[0] < costs[-1]
+    assert (scores.damping, scores.temperature) == (scores.trials[0].damping, scores.trials[0].temperature)
+    again = saliency(model, nn.CrossEntropyLoss(), (x, y), damping=scores.damping, temperature=scores.temperature)
+    torch.testing.assert_close(dict(again), dict(scores), rtol=0.5, atol=1e-6)
+
+
+def test_trials_measure_the_loss_of_the_pruned_model(trained):
+    model, x, y = trained
+    scores = saliency(model, F.cross_entropy, (x, y), curvature="ggn", temperature=2.0)
+    best = scores.trials[0]
+    ranked = torch.cat([scores["0.weight"].flatten(), scores["2.weight"].flatten()])
+    pruned = copy.deepcopy(model)
+    threshold = ranked.kthvalue(round(0.9 * ranked.numel())).values
+    with torch.no_grad():
+        for name in ("0.weight", "2.weight"):
+            pruned.get_parameter(name)[scores[name] <= threshold] = 0
+        assert F.cross_entropy(pruned(x), y).item() == pytest.approx(best.losses[1], rel=1e-5)
+
+
+def test_one_shot_iterators_serve_all_temperatures(trained):
+    model, x, y = trained
+    batches = [(x[:200], y[:200]), (x[200:], y[200:])]
+    once = saliency(model, F.cross_entropy, iter(batches))
+    again = saliency(model, F.cross_entropy, batches)
+    assert len(once.trials) == len(again.trials)
+    assert all(torch.equal(once[name], again[name]) for name in again)
+
+
+def test_nothing_is_mutated(trained):
+    model, x, y = trained
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    saliency(model, F.cross_entropy, (x, y))
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_damping_is_of_all_weights_together():
+    h = {"a.weight": torch.full((2, 3), 2.0), "b.weight": torch.full((1, 2), 6.0), "b.bias": torch.full((2,), 1e6)}
+    assert mean_curvature(h) == pytest.approx((6 * 2.0 + 2 * 6.0) / 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "obx"}, "method must be one of obd, magnitude.*obx"),
+        ({"damping": -1.0}, "damping must be 'auto' or a number"),
+        ({"damping": "automatic"}, "damping must be 'auto' or a number"),
+        ({"damping": True}, "damping must be 'auto' or a number"),
+        ({"damping": float("nan")}, "damping must be 'auto' or a number"),
+        ({"curvature": "hess"}, "method must be one of"),
+        ({"data": None}, "needs loss_fn and data"),
+        ({"data": []}, "no batches"),
+    ],
+)
+def test_bad_arguments(trained, options, message):
+    model, x, y = trained
+    arguments = {"loss_fn": F.cross_entropy, "data": (x, y)} | options
+    with pytest.raises(ValueError, match=message):
+        saliency(model, **arguments)
+
+
+def test_weights_that_are_not_finite_are_named(trained):
+    model, _, _ = trained
+    with torch.no_grad():
+        model[2].weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"'2\.weight' are not finite"):
+        saliency(model, method="magnitude")
+
+
+def test_probe_losses_may_be_infinite_but_not_nan(trained, monkeypatch):
+    model, x, y = trained
+    monkeypatch.setattr(damping_module, "mean_loss", lambda *args, **kwargs: float("inf"))
+    assert saliency(model, F.cross_entropy, (x, y)).trials[0].losses == (float("inf"),) * 3
