@@ -1,1 +1,25 @@
 """resgrow: networks that find their own size."""
+
+from resgrow import nn, ops
+from resgrow.controller import Budget, Controller, Move
+from resgrow.curvature import curvature
+from resgrow.saliency import Saliency, saliency
+from resgrow.surgery import Masks, compact, load, prune, save
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "Controller",
+    "Masks",
+    "Move",
+    "Saliency",
+    "compact",
+    "curvature",
+    "load",
+    "nn",
+    "ops",
+    "prune",
+    "saliency",
+    "save",
+]
