@@ -18,12 +18,22 @@ class Row:
     """How one layer type is described and built.
 
     ``config`` names constructor arguments that are attributes of the same name; ``bias`` is stored as whether there is
-    one. Containers are built from their children by ``build``.
+    one. Layers are built from these by ``make`` (by default the type itself), containers from their children by
+    ``join``.
     """
 
     kind: type[nn.Module]
     config: tuple[str, ...] = ()
-    build: Callable[[dict[str, nn.Module]], nn.Module] | None = None
+    make: Callable[..., nn.Module] | None = None
+    join: Callable[[dict[str, nn.Module]], nn.Module] | None = None
+
+
+def _batch_norm(bias: bool, **config: Any) -> nn.BatchNorm2d:
+    # A gain without a bias is an argument in newer torch only.
+    layer = nn.BatchNorm2d(**config)
+    if not bias:
+        layer.register_parameter("bias", None)
+    return layer
 
 
 _CONV = (
@@ -37,16 +47,17 @@ _CONV = (
     "bias",
     "padding_mode",
 )
+_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats", "bias")
 _MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
 _AVG_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 
 ROWS: dict[str, Row] = {
-    "Sequential": Row(nn.Sequential, build=lambda children: nn.Sequential(OrderedDict(children))),
-    "ResNet": Row(ResNet, build=lambda children: ResNet(**children)),  # type: ignore[arg-type]
-    "BasicBlock": Row(BasicBlock, build=lambda children: BasicBlock(**children)),  # type: ignore[arg-type]
+    "Sequential": Row(nn.Sequential, join=lambda children: nn.Sequential(OrderedDict(children))),
+    "ResNet": Row(ResNet, join=lambda children: ResNet(**children)),  # type: ignore[arg-type]
+    "BasicBlock": Row(BasicBlock, join=lambda children: BasicBlock(**children)),  # type: ignore[arg-type]
     "Conv2d": Row(nn.Conv2d, _CONV),
     "Linear": Row(nn.Linear, ("in_features", "out_features", "bias")),
-    "BatchNorm2d": Row(nn.BatchNorm2d, ("num_features", "eps", "momentum", "affine", "track_running_stats")),
+    "BatchNorm2d": Row(nn.BatchNorm2d, _NORM, make=_batch_norm),
     "ReLU": Row(nn.ReLU, ("inplace",)),
     "MaxPool2d": Row(nn.MaxPool2d, _MAX_POOL),
     "AvgPool2d": Row(nn.AvgPool2d, _AVG_POOL),
@@ -73,7 +84,7 @@ def describe(module: nn.Module, path: str = "") -> dict[str, Any]:
         )
     row = ROWS[name]
     children = _children(module)
-    if row.build is None and children:
+    if row.join is None and children:
         raise TypeError(f"save: a {name} must not hold other layers (got {sorted(children)} at {path or 'the top'})")
     return {
         "type": name,
@@ -99,11 +110,11 @@ def build(description: Any, path: str = "") -> nn.Module:
         raise ValueError(f"load: a {name} must have config {list(row.config)} (got {_short(config)} at {where})")
     parts = {key: build(child, f"{path}.{key}" if path else key) for key, child in children.items()}
     try:
-        if row.build is not None:
-            return row.build(parts)
+        if row.join is not None:
+            return row.join(parts)
         if parts:
             raise ValueError(f"it cannot hold {sorted(parts)}")
-        return row.kind(**{argument: _tuples(value) for argument, value in config.items()})
+        return (row.make or row.kind)(**{argument: _tuples(value) for argument, value in config.items()})
     except (TypeError, ValueError, RuntimeError, KeyError, ArithmeticError) as error:
         raise ValueError(f"load: {name} at {where} cannot be built ({error}); the description is damaged") from error
 

@@ -40,9 +40,10 @@ def small_resnet() -> ResNet:
 def randomised(model: nn.Module) -> nn.Module:
     """Norm statistics, gains and biases as after some training, none of them special."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias)
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
             nn.init.normal_(module.running_mean)
             nn.init.uniform_(module.running_var, 0.5, 2)
     return model
