@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _cuda(build: dict[str, object]) -> str:
+def cuda_architectures(build: dict[str, object]) -> str:
     """Compiled CUDA architectures, or why there are none."""
     architectures = build.get("cuda_architectures")
     if isinstance(architectures, (list, tuple)) and architectures:
@@ -54,7 +54,7 @@ def report() -> dict[str, str]:
         f"{_C.cpu_isa()} in use; compiled: {', '.join(build['compiled_isas'])}; "
         f"usable here: {', '.join(build['usable_isas'])}"
     )
-    rows["CUDA architectures"] = _cuda(build)
+    rows["CUDA architectures"] = cuda_architectures(build)
     openmp = "with" if build["openmp"] else "without"
     rows["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} processors, {openmp} OpenMP"
     return rows

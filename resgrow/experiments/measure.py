@@ -15,6 +15,8 @@ from resgrow.experiments.models import as_input
 
 EVALUATION_BATCH = 1000
 WARM_UP = 5
+LATENCY_SECONDS = 1.0
+LATENCY_REPETITIONS = 20
 
 
 @torch.inference_mode()
@@ -34,11 +36,11 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def latency(models: Mapping[str, nn.Module], x: Tensor, seconds: float = 1.0, least: int = 20) -> dict[str, float]:
+def latency(models: Mapping[str, nn.Module], x: Tensor) -> dict[str, float]:
     """Median seconds of one forward pass over the batch ``x`` per model, in eval mode.
 
-    The models take turns, so that a slow moment of the machine hits all of them. Repeats for about
-    ``seconds`` in total, at least ``least`` times each.
+    The models take turns, so that a slow moment of the machine hits all of them. Repeats for
+    LATENCY_SECONDS in total, at least LATENCY_REPETITIONS times each.
     """
     images = as_input(x)
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -46,8 +48,8 @@ def latency(models: Mapping[str, nn.Module], x: Tensor, seconds: float = 1.0, le
         model.eval()
         for _ in range(WARM_UP):
             model(images)
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or any(len(taken) < least for taken in times.values()):
+    end = time.perf_counter() + LATENCY_SECONDS
+    while time.perf_counter() < end or any(len(taken) < LATENCY_REPETITIONS for taken in times.values()):
         for name, model in models.items():
             start = time.perf_counter()
             model(images)

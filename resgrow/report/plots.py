@@ -80,6 +80,8 @@ def _floor(values: Sequence[float]) -> float:
 
 def _scale(values: Sequence[float], floor: float) -> dict[str, Any]:
     """Logarithmic, with a linear stretch around zero only where there is something at or below it."""
+    if not values:
+        return {"value": "linear"}
     if all(value > 0 for value in values):
         return {"value": "log"}
     return {"value": "symlog", "linthresh": floor}
