@@ -24,7 +24,10 @@ class ChannelUnits(Units):
         self.groups = tuple(group.producer for group in groups)
         self._sizes = [group.size for group in groups]
         self._slots = [slots(model, group) for group in groups]
-        covered = [slot.parameter for places in self._slots for slot in places]
+        numbered = [(index, slot) for index, places in enumerate(self._slots) for slot in places]
+        self._rows = {slot.parameter: index for index, slot in numbered if slot.dim == 0}
+        self._columns = {slot.parameter: (index, slot.repeat) for index, slot in numbered if slot.dim == 1}
+        covered = [slot.parameter for _, slot in numbered]
         self.parameters = tuple(dict.fromkeys(covered))
         weights = [f"{group.producer}.weight" for group in groups]
         readers = [f"{reader.name}.weight" for group in groups for reader in group.consumers]
@@ -83,15 +86,16 @@ class ChannelUnits(Units):
         """Exact: where a layer loses rows and columns, their crossings are saved once, not twice."""
         tables = [self._table(name, masks, by) for name in self.parameters]
         before = sum(float(table.counts.sum()) for table in tables)
-        return lambda count: before - sum(table.left(without(live, free, order[:count])) for table in tables)
+
+        def saved(count: int) -> float:
+            keep = without(live, free, order[:count])
+            return before - sum(table.left(keep) for table in tables)
+
+        return saved
 
     def _table(self, name: str, masks: Mapping[str, Tensor] | None, by: str) -> "_Table":
         parameter = self._model.get_parameter(name)
-        rows = columns = None
-        for index, places in enumerate(self._slots):
-            for slot in places:
-                if slot.parameter == name:
-                    rows, columns = (index, columns) if slot.dim == 0 else (rows, (index, slot.repeat))
+        rows, columns = self._rows.get(name), self._columns.get(name)
         mask = None if masks is None else masks.get(name)
         shape = parameter.shape
         outer, inner = shape[0], shape[1] if len(shape) > 1 else 1

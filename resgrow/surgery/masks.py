@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
+# Integers as wide as an element of so many bytes.
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class Masks(Mapping[str, Tensor]):
     """Which elements of a model's parameters are present: ``{parameter name: bool tensor, True = present}``.
@@ -22,13 +25,14 @@ class Masks(Mapping[str, Tensor]):
 
     Raises:
         ValueError: a name the model does not have, or a mask of another shape than its parameter.
-        TypeError: a mask that is not a bool tensor.
+        TypeError: a mask that is not a bool tensor, or a complex parameter.
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         self._model = model
         self._masks = _checked(model, masks)
-        self._absent: dict[str, Tensor | None] = {}
+        self._complete: dict[str, bool] = {}
+        self._bits: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         self._attached: list[tuple[Optimizer, RemovableHandle]] = []
 
     def __getitem__(self, name: str) -> Tensor:
@@ -46,8 +50,8 @@ class Masks(Mapping[str, Tensor]):
     @torch.no_grad()
     def apply(self) -> None:
         """Zero the absent elements of the weights and of the state of every attached optimizer."""
-        for _, parameter, absent in self._incomplete():
-            parameter.masked_fill_(absent, 0)
+        for name, parameter in self._incomplete():
+            self._zero(name, parameter)
         for optimizer, _ in self._attached:
             self._clear(optimizer)
 
@@ -96,10 +100,7 @@ class Masks(Mapping[str, Tensor]):
         Elements that become present again keep their value of zero. Raises like the constructor, with nothing changed.
         """
         checked = _checked(self._model, masks)
-        self._masks.update(checked)
-        for name in checked:
-            self._absent.pop(name, None)
-        self.apply()
+        self._replace({**self._masks, **checked})
 
     def state_dict(self) -> dict[str, Tensor]:
         """``{parameter name: bool tensor}``, copied."""
@@ -107,9 +108,7 @@ class Masks(Mapping[str, Tensor]):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Replace all masks by those of a `state_dict`, and apply. Raises like the constructor, nothing changed."""
-        self._masks = _checked(self._model, state)
-        self._absent = {}
-        self.apply()
+        self._replace(_checked(self._model, state))
 
     def density(self) -> float:
         """Share of the masked parameters' elements that is present; 1 where nothing is masked."""
@@ -146,7 +145,8 @@ class Masks(Mapping[str, Tensor]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._model = state["model"]
         self._masks = state["masks"]
-        self._absent = {}
+        self._complete = {}
+        self._bits = {}
         self._attached = []
         for optimizer in state["optimizers"]:
             self._register(optimizer)
@@ -161,29 +161,41 @@ class Masks(Mapping[str, Tensor]):
     def _clear(self, optimizer: Optimizer, weights: bool = False) -> None:
         # Only what this optimizer holds: writing to other weights would invalidate graphs still waiting for backward.
         held = _held(optimizer)
-        for _, parameter, absent in self._incomplete():
+        for name, parameter in self._incomplete():
             if id(parameter) not in held:
                 continue
             if weights:
-                parameter.masked_fill_(absent, 0)
+                self._zero(name, parameter)
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value.masked_fill_(absent.to(value.device), 0)
+                    self._zero(name, value)
 
-    def _incomplete(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-        """Name, parameter and absent elements of every parameter that lacks some.
+    def _replace(self, masks: dict[str, Tensor]) -> None:
+        self._masks = masks
+        self._complete.clear()
+        self._bits.clear()
+        self.apply()
 
-        masked_fill rather than a product with the mask: 0 * NaN is NaN, and the mask needs no copy in float.
-        """
+    def _incomplete(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters that lack some elements."""
         for name, mask in self._masks.items():
-            parameter = self._parameter(name)
-            if name not in self._absent or _elsewhere(self._absent[name], parameter):
-                # Laid out like the parameter (channels_last), so that filling runs over both in memory order.
-                absent = torch.empty_like(parameter, dtype=torch.bool).copy_(~mask)
-                self._absent[name] = absent if absent.any() else None
-            cached = self._absent[name]
-            if cached is not None:
-                yield name, parameter, cached
+            if name not in self._complete:
+                self._complete[name] = bool(mask.all())
+            if not self._complete[name]:
+                yield name, self._parameter(name)
+
+    def _zero(self, name: str, value: Tensor) -> None:
+        """Zero the absent elements of a tensor of the parameter's shape, in place.
+
+        By a bitwise and with all ones or none: as quick as a product with a mask of floats, but it also turns NaN into
+        zero, as masked_fill_ would, which branches on every element (40 times the time on CPUs).
+        """
+        integer = _INTEGERS[value.element_size()]
+        key = (name, integer, value.device)
+        if key not in self._bits:
+            # Laid out like the tensor (channels_last), so that both are read in memory order.
+            self._bits[key] = torch.empty_like(value, dtype=integer).copy_(self._masks[name]).neg_()
+        value.detach().view(integer).bitwise_and_(self._bits[key])
 
     def _parameter(self, name: str) -> nn.Parameter:
         parameter = self._model.get_parameter(name)
@@ -200,10 +212,6 @@ class Masks(Mapping[str, Tensor]):
 
 def _held(optimizer: Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _elsewhere(absent: Tensor | None, parameter: Tensor) -> bool:
-    return absent is not None and absent.device != parameter.device
 
 
 def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -225,5 +233,7 @@ def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]
                 f"Masks: a mask must have its parameter's shape (got {tuple(mask.shape)} for {name} of shape "
                 f"{tuple(parameters[name].shape)})"
             )
+        if parameters[name].is_complex():
+            raise TypeError(f"Masks: parameters must be real (got {parameters[name].dtype} for {name})")
         checked[name] = mask.detach().to(parameters[name].device, copy=True)
     return checked

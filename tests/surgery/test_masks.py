@@ -169,10 +169,12 @@ def test_copies_work_on_their_own(order: tuple[int, ...], how: str) -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_the_model_may_change_dtype_and_layout() -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_model_may_change_dtype_and_layout(dtype: torch.dtype) -> None:
     model = network()
     masks = Masks(model, half(model))
-    model.to(torch.float64, memory_format=torch.channels_last)
+    masks.apply()
+    model.to(dtype, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters())
     masks.attach(optimizer)
     train(model, optimizer)
@@ -246,6 +248,12 @@ def test_attach_refuses_what_it_cannot_mask() -> None:
     with pytest.raises(TypeError, match="Optimizer"):
         masks.attach(model)  # type: ignore[arg-type]
     assert model[4].weight.all()
+
+
+def test_complex_parameters_are_refused() -> None:
+    model = nn.Linear(2, 2, dtype=torch.complex64)
+    with pytest.raises(TypeError, match="complex64"):
+        Masks(model, {"bias": torch.ones(2, dtype=torch.bool)})
 
 
 def test_a_reshaped_parameter_is_reported() -> None:
