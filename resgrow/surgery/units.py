@@ -42,7 +42,7 @@ class Units(ABC):
 
         Raises:
             TypeError: not a mapping to floating-point tensors.
-            ValueError: unknown or missing names, a wrong shape, NaN or minus infinity.
+            ValueError: unknown or missing names, a wrong shape or device, NaN or minus infinity.
         """
         _check_saliency(self._model, saliency, self.parameters, self.required)
         return self._sum(saliency)
@@ -204,8 +204,8 @@ def _check_saliency(
 ) -> None:
     if not isinstance(saliency, Mapping):
         raise TypeError(f"scores: needs a mapping from parameter name to tensor (got {type(saliency).__name__})")
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
-    unknown = [name for name in saliency if name not in shapes]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    unknown = [name for name in saliency if name not in parameters]
     missing = [name for name in required if name not in saliency]
     if unknown or missing:
         raise ValueError(
@@ -219,10 +219,12 @@ def _check_saliency(
         if not isinstance(score, Tensor) or not score.is_floating_point():
             given = score.dtype if isinstance(score, Tensor) else type(score).__name__
             raise TypeError(f"scores: needs floating-point tensors (got {given} for {name})")
-        if score.shape != shapes[name]:
+        parameter = parameters[name]
+        if score.shape != parameter.shape or score.device != parameter.device:
             raise ValueError(
-                f"scores: a score must have its parameter's shape (got {tuple(score.shape)} for {name} of shape "
-                f"{tuple(shapes[name])})"
+                f"scores: a score must have its parameter's shape and device (got {tuple(score.shape)} on "
+                f"{score.device} for {name}, {tuple(parameter.shape)} on {parameter.device}); compute the scores for "
+                "this model where it is now"
             )
         # One pass: the minimum of anything with a NaN is NaN, which compares False.
         if score.numel() and not score.min() > -math.inf:

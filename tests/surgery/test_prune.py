@@ -81,7 +81,8 @@ def changed(name: str, change: Callable[[Tensor], object]) -> Callable[[dict[str
     [
         (without("6.weight"), {}, ValueError, "missing.*6.weight"),
         (changed("elsewhere", lambda t: t), {}, ValueError, "unknown.*elsewhere"),
-        (changed("1.weight", lambda t: t[:2]), {}, ValueError, r"\(2, 5, 2, 2\) for 1.weight"),
+        (changed("1.weight", lambda t: t[:2]), {}, ValueError, r"\(2, 5, 2, 2\) on cpu for 1.weight"),
+        (changed("1.weight", lambda t: t.to("meta")), {}, ValueError, "on meta for 1.weight"),
         (changed("1.weight", lambda t: t.masked_fill(t > 0.9, torch.nan)), {}, ValueError, "NaN.*1.weight"),
         (changed("1.weight", lambda t: t - torch.inf), {}, ValueError, "-inf"),
         (changed("1.weight", lambda t: t > 0), {}, TypeError, "bool"),
