@@ -51,7 +51,8 @@ def extension():
     from torch.utils.cpp_extension import CppExtension
 
     sources = ["csrc/schema.cpp", "csrc/module.cpp"]
-    sources += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))
+    for folder in ("autograd", "cpu"):
+        sources += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob(f"csrc/{folder}/*.cpp"))
     # One unit per instruction set. Each sets its own target by pragma and is chosen
     # at run time, so no unit is ever compiled for the build host's own processor.
     units = ["base"]

@@ -40,7 +40,8 @@ struct Scores {
   void add(const char* scores, int64_t numel, int64_t tensor) {
     size += numel;
     for (int64_t start = 0; start < numel; start += kChunk) {
-      chunks.push_back({scores + start * itemsize(), std::min(kChunk, numel - start), tensor, start});
+      chunks.push_back(
+          {scores + start * itemsize(), std::min(kChunk, numel - start), tensor, start});
     }
   }
 };
@@ -53,9 +54,9 @@ Scores check_scores(const char* op, at::TensorList tensors, int64_t k, int64_t s
                     : dtype == at::kDouble ? &table.select_double
                                            : &table.select_bfloat16};
   for (size_t i = 0; i < tensors.size(); ++i) {
-    TORCH_CHECK_TYPE(tensors[i].scalar_type() == dtype, op, ": all scores must have one dtype (got ",
-                     dtype, " in scores[0] and ", tensors[i].scalar_type(), " in scores[", i,
-                     "]); convert them to one first");
+    TORCH_CHECK_TYPE(tensors[i].scalar_type() == dtype, op,
+                     ": all scores must have one dtype (got ", dtype, " in scores[0] and ",
+                     tensors[i].scalar_type(), " in scores[", i, "]); convert them to one first");
     scores.tensors.push_back(tensors[i].contiguous());
     scores.add(static_cast<const char*>(scores.tensors[i].const_data_ptr()), tensors[i].numel(), i);
   }
@@ -84,7 +85,8 @@ std::vector<int64_t> histogram(const Scores& scores, SelectDigit digit) {
       if (pending < flush && i + 1 < end) continue;
       const std::lock_guard<std::mutex> lock(mutex);
       for (int64_t copy = 0; copy < kSelectCopies; ++copy) {
-        for (int64_t bin = 0; bin < kSelectBins; ++bin) counts[bin] += copies[copy * kSelectStride + bin];
+        for (int64_t bin = 0; bin < kSelectBins; ++bin)
+          counts[bin] += copies[copy * kSelectStride + bin];
       }
       std::fill(copies.begin(), copies.end(), 0);
       pending = 0;
@@ -106,7 +108,8 @@ Scores compact(const Scores& scores, SelectKey prefix, int shift, int64_t count)
     std::vector<char> found(kChunk * itemsize);
     for (int64_t i = begin; i < end; ++i) {
       const Chunk& chunk = scores.chunks[i];
-      const int64_t n = scores.kernels->compact(chunk.scores, chunk.size, prefix, shift, found.data());
+      const int64_t n =
+          scores.kernels->compact(chunk.scores, chunk.size, prefix, shift, found.data());
       const int64_t position = filled.fetch_add(n);
       std::copy_n(found.data(), n * itemsize, data + position * itemsize);
     }
@@ -145,7 +148,8 @@ Rank rank(const Scores& scores, int64_t k) {
 }
 
 // keep = True above the bound, and at it after the first `drop` of the scores that equal it.
-void write_masks(const Scores& scores, const Rank& bound, int64_t drop, std::vector<at::Tensor>& keep) {
+void write_masks(const Scores& scores, const Rank& bound, int64_t drop,
+                 std::vector<at::Tensor>& keep) {
   const SelectKernels& kernels = *scores.kernels;
   const int64_t chunks = scores.chunks.size();
   std::vector<bool*> data;
@@ -184,7 +188,8 @@ at::Tensor select_threshold(at::TensorList tensors, int64_t k) {
 
 std::vector<at::Tensor> select_mask(at::TensorList tensors, int64_t k) {
   const Scores scores = check_scores("select_mask", tensors, k, 0);
-  // With k = 0 the bound is the smallest score and all its ties stay; it is sought for the NaN check.
+  // With k = 0 the bound is the smallest score and all its ties stay; it is sought for the NaN
+  // check.
   const Rank bound = scores.size > 0 ? rank(scores, std::max<int64_t>(k, 1)) : Rank{};
   std::vector<at::Tensor> keep;
   for (const at::Tensor& tensor : tensors) {

@@ -10,6 +10,7 @@ from resgrow.ops.squared_grad import (
     squared_grad_linear,
     squared_grad_norm,
 )
+from resgrow.ops.tristate_relu import tristate_relu
 
 __all__ = [
     "select_mask",
@@ -18,4 +19,5 @@ __all__ = [
     "squared_grad_conv2d",
     "squared_grad_linear",
     "squared_grad_norm",
+    "tristate_relu",
 ]

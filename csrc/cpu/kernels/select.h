@@ -55,7 +55,8 @@ bool select_histogram(const void* scores, Int n, SelectDigit digit, unsigned* co
 template <class Bits>
 Int select_compact(const void* scores, Int n, SelectKey prefix, int shift, void* kept) {
   using U = typename Bits::U;
-  constexpr Int block = 64;  // matches are rare: most blocks are passed over after one vector comparison
+  constexpr Int block =
+      64;  // matches are rare: most blocks are passed over after one vector comparison
   const U* bits = static_cast<const U*>(scores);
   const U wanted = U(prefix);
   U* out = static_cast<U*>(kept);

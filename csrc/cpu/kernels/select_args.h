@@ -1,7 +1,8 @@
 // Border between the glue of select and its kernels.
 //
-// Scores are ranked as unsigned integer keys of their own width: in the order of the values, one key for
-// both zeros, untouched by flush-to-zero modes. NaNs have the keys beyond those of the infinities.
+// Scores are ranked as unsigned integer keys of their own width: in the order of the values, one
+// key for both zeros, untouched by flush-to-zero modes. NaNs have the keys beyond those of the
+// infinities.
 #pragma once
 
 namespace resgrow {
@@ -15,8 +16,8 @@ struct SelectDigit {
   int shift, bits;
 };
 
-// A histogram is kept in several copies, used in turn: runs of equal digits would otherwise wait for their
-// own last store. Each copy ends with the bin of the scores that do not have the prefix.
+// A histogram is kept in several copies, used in turn: runs of equal digits would otherwise wait
+// for their own last store. Each copy ends with the bin of the scores that do not have the prefix.
 constexpr int kSelectDigitBits = 11;
 constexpr int kSelectBins = 1 << kSelectDigitBits;
 constexpr int kSelectCopies = 4;

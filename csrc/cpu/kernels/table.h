@@ -5,6 +5,7 @@
 
 #include "cpu/kernels/select_args.h"
 #include "cpu/kernels/squared_grad_args.h"
+#include "cpu/kernels/tristate_relu_args.h"
 
 namespace resgrow {
 
@@ -13,6 +14,7 @@ struct KernelTable {
   SquaredGradKernels<float> squared_grad_float;
   SquaredGradKernels<double> squared_grad_double;
   SelectKernels select_float, select_double, select_bfloat16;
+  TriStateReluKernels tristate_relu_float, tristate_relu_double, tristate_relu_bfloat16;
 };
 
 const KernelTable* kernel_table_base();

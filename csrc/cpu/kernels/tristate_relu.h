@@ -1,0 +1,179 @@
+// Kernels of tristate_relu: one pass over x (and grad) for the output and all sums.
+// Included once per instruction set (unit.inc): torch-free and std-free. Expects ISA and
+// VECTOR_BYTES.
+#include "cpu/kernels/tristate_relu_args.h"
+
+namespace resgrow {
+namespace ISA {
+
+// What a value is computed in.
+template <class T>
+struct TriStateCompute {
+  using type = T;
+};
+template <>
+struct TriStateCompute<BFloat16> {
+  using type = float;
+};
+
+// Slopes are 0 or 1, so that a product is a bfloat16 again (or NaN) and truncation is exact.
+inline void narrow(float v, float* p) {
+  *p = v;
+}
+inline void narrow(double v, double* p) {
+  *p = v;
+}
+inline void narrow(float v, BFloat16* p) {
+  unsigned int bits;
+  __builtin_memcpy(&bits, &v, sizeof(bits));
+  p->bits = static_cast<unsigned short>(bits >> 16);
+}
+
+template <class V, class T>
+inline void store_narrowed(const V& v, T* p) {
+  store(p, v);
+}
+template <class V>
+inline void store_narrowed(const V& v, BFloat16* p) {
+  constexpr int lanes = sizeof(V) / sizeof(float);
+  typename Vector<unsigned int, lanes>::type bits;
+  __builtin_memcpy(&bits, &v, sizeof(bits));
+  store(p, __builtin_convertvector(bits >> 16, typename Vector<unsigned short, lanes>::type));
+}
+
+// The pointers of one row, and what is done with one vector or one value of it.
+template <class T, bool FORWARD, bool OUT, bool SUMS>
+struct TriStateRow {
+  using A = typename TriStateCompute<T>::type;
+  static constexpr int lanes = VECTOR_BYTES / sizeof(A);
+  using V = typename Vector<A>::type;
+
+  const T* x;
+  const T* grad;
+  T* out;
+
+  TriStateRow(const TriStateRelu& a, Int row)
+      : x(static_cast<const T*>(a.x) + row * a.stride),
+        grad(FORWARD ? x : static_cast<const T*>(a.grad) + row * a.stride),
+        out(OUT ? static_cast<T*>(a.out) + row * a.stride : nullptr) {}
+
+  __attribute__((always_inline)) void vector(Int i, const V& positive, const V& negative, V& above,
+                                             V& below) const {
+    const V v = load_widened<A, lanes>(x + i);
+    const V g = FORWARD ? v : load_widened<A, lanes>(grad + i);
+    const auto side = v >= V{};
+    if (OUT) store_narrowed(g * (side ? positive : negative), out + i);
+    if (SUMS) {
+      const V product = g * v;
+      above += side ? product : V{};
+      below += side ? V{} : product;
+    }
+  }
+
+  void value(Int i, A positive, A negative, A& above, A& below) const {
+    const A v = widen(x[i]);
+    const A g = FORWARD ? v : widen(grad[i]);
+    const bool side = v >= 0;
+    if (OUT) narrow(g * (side ? positive : negative), out + i);
+    if (SUMS) (side ? above : below) += g * v;
+  }
+};
+
+template <class T, bool FORWARD, bool OUT, bool SUMS>
+void tristate_runs(const TriStateRelu& a) {
+  using Row = TriStateRow<T, FORWARD, OUT, SUMS>;
+  using A = typename Row::A;
+  using V = typename Row::V;
+  Int channel = a.channel;
+  for (Int r = 0; r < a.rows; ++r) {
+    const Row row(a, r);
+    const A positive = static_cast<const A*>(a.positive)[channel];
+    const A negative = static_cast<const A*>(a.negative)[channel];
+    const V positives = positive - V{}, negatives = negative - V{};
+    V above[2] = {}, below[2] = {};  // two chains each: an addition takes several cycles
+    Int i = 0;
+    for (; i + 2 * Row::lanes <= a.cols; i += 2 * Row::lanes) {
+      row.vector(i, positives, negatives, above[0], below[0]);
+      row.vector(i + Row::lanes, positives, negatives, above[1], below[1]);
+    }
+    A sum_above = 0, sum_below = 0;
+    for (; i < a.cols; ++i) row.value(i, positive, negative, sum_above, sum_below);
+    if (SUMS) {
+      above[0] += above[1];
+      below[0] += below[1];
+      for (int lane = 0; lane < Row::lanes; ++lane) {
+        sum_above += above[0][lane];
+        sum_below += below[0][lane];
+      }
+      static_cast<A*>(a.sums)[2 * r] = sum_above;
+      static_cast<A*>(a.sums)[2 * r + 1] = sum_below;
+    }
+    if (++channel == a.channels) channel = 0;
+  }
+}
+
+// ROWS rows at once: the slopes and sums of a column are read and written once for all of them.
+template <int ROWS, class T, bool FORWARD, bool OUT, bool SUMS>
+void tristate_column_rows(const TriStateRelu& a, Int first) {
+  using Row = TriStateRow<T, FORWARD, OUT, SUMS>;
+  using A = typename Row::A;
+  using V = typename Row::V;
+  const A* positive = static_cast<const A*>(a.positive);
+  const A* negative = static_cast<const A*>(a.negative);
+  A* above = static_cast<A*>(a.sums);
+  A* below = SUMS ? above + a.cols : nullptr;
+  Int i = 0;
+  for (; i + Row::lanes <= a.cols; i += Row::lanes) {
+    const V p = load<V>(positive + i), n = load<V>(negative + i);
+    V va = {}, vb = {};
+    if (SUMS) {
+      va = load<V>(above + i);
+      vb = load<V>(below + i);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r) Row(a, first + r).vector(i, p, n, va, vb);
+    if (SUMS) {
+      store(above + i, va);
+      store(below + i, vb);
+    }
+  }
+  for (; i < a.cols; ++i) {
+    A va = 0, vb = 0;
+    for (int r = 0; r < ROWS; ++r) Row(a, first + r).value(i, positive[i], negative[i], va, vb);
+    if (SUMS) {
+      above[i] += va;
+      below[i] += vb;
+    }
+  }
+}
+
+template <class T, bool FORWARD, bool OUT, bool SUMS>
+void tristate_columns(const TriStateRelu& a) {
+  Int row = 0;
+  for (; row + 4 <= a.rows; row += 4) tristate_column_rows<4, T, FORWARD, OUT, SUMS>(a, row);
+  for (; row < a.rows; ++row) tristate_column_rows<1, T, FORWARD, OUT, SUMS>(a, row);
+}
+
+template <class T>
+void tristate_relu_runs(const TriStateRelu& a) {
+  if (!a.grad) return tristate_runs<T, true, true, false>(a);
+  if (!a.sums) return tristate_runs<T, false, true, false>(a);
+  if (!a.out) return tristate_runs<T, false, false, true>(a);
+  tristate_runs<T, false, true, true>(a);
+}
+
+template <class T>
+void tristate_relu_columns(const TriStateRelu& a) {
+  if (!a.grad) return tristate_columns<T, true, true, false>(a);
+  if (!a.sums) return tristate_columns<T, false, true, false>(a);
+  if (!a.out) return tristate_columns<T, false, false, true>(a);
+  tristate_columns<T, false, true, true>(a);
+}
+
+template <class T>
+constexpr TriStateReluKernels tristate_relu_kernels() {
+  return {tristate_relu_runs<T>, tristate_relu_columns<T>};
+}
+
+}  // namespace ISA
+}  // namespace resgrow

@@ -1,0 +1,266 @@
+// tristate_relu on CPU: layouts, work items of fixed size and the sums over them.
+//
+// Any dense tensor is, in the order of its memory, (outer, channels, inner). Work items and the
+// order in which their sums are added depend on the sizes alone, so results do not depend on the
+// threads.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "check.h"
+#include "cpu/isa.h"
+
+namespace resgrow {
+namespace {
+
+constexpr int64_t kItem = 32768;  // values per work item
+constexpr int64_t kShortestRun =
+    64;                             // values of one channel in a row that vectors are worth it for
+constexpr int64_t kColumns = 1024;  // their slopes and sums stay in the first-level cache
+constexpr int64_t kFewColumns = 512;
+
+void check(const char* op, const at::Tensor& x, const at::Tensor& w, const at::Tensor& d) {
+  check_floating(op, "x", x);
+  check_floating(op, "w", w);
+  check_floating(op, "d", d);
+  TORCH_CHECK_VALUE(x.dim() >= 2, op, ": x must be (N, C, *) (got ", x.sizes(),
+                    "); unsqueeze a batch dimension");
+  TORCH_CHECK_VALUE(w.dim() == 1 && w.size(0) == x.size(1), op,
+                    ": w must be (C,), one gate per channel of x (got w ", w.sizes(), " for x ",
+                    x.sizes(), ")");
+  TORCH_CHECK_VALUE(d.dim() == 0, op, ": d must be 0-dim, one gate per layer (got ", d.sizes(),
+                    ")");
+}
+
+const TriStateReluKernels& kernels_for(const at::Tensor& x) {
+  const KernelTable& table = kernels();
+  if (x.scalar_type() == at::kDouble) return table.tristate_relu_double;
+  return x.scalar_type() == at::kFloat ? table.tristate_relu_float : table.tristate_relu_bfloat16;
+}
+
+// `t` itself where it is laid out like `like`, else a copy that is.
+at::Tensor laid_out(const at::Tensor& t, const at::Tensor& like) {
+  return t.strides() == like.strides() ? t : at::empty_like(like).copy_(t);
+}
+
+// 1[gate >= .5], compared in the gate's own precision.
+std::vector<bool> open(const at::Tensor& gates) {
+  const at::Tensor flat = gates.reshape(-1);
+  std::vector<bool> result(flat.numel());
+  const auto read = [&](const auto& values) {
+    for (size_t i = 0; i < result.size(); ++i) result[i] = values[i] >= 0.5;
+  };
+  if (flat.scalar_type() == at::kFloat) {
+    read(flat.accessor<float, 1>());
+  } else {
+    const at::Tensor wide = flat.to(at::kDouble);
+    read(wide.accessor<double, 1>());
+  }
+  return result;
+}
+
+// One call: A is the type of slopes and sums.
+template <class A>
+class Pass {
+ public:
+  // grad, out and the sums are wanted where they are given; all tensors are dense and laid out
+  // alike.
+  Pass(const at::Tensor& x, const at::Tensor* grad, at::Tensor* out, bool sums, const at::Tensor& w,
+       const at::Tensor& d)
+      : kernels_(kernels_for(x)),
+        itemsize_(x.itemsize()),
+        x_(static_cast<const char*>(x.const_data_ptr())),
+        grad_(grad ? static_cast<const char*>(grad->const_data_ptr()) : nullptr),
+        out_(out ? static_cast<char*>(out->mutable_data_ptr()) : nullptr),
+        sums_(sums),
+        channels_(x.size(1)),
+        inner_(channels_ == 1 ? x.numel() : x.stride(1)),
+        outer_(x.numel() == 0 ? 0 : x.numel() / (channels_ * inner_)),
+        width_(open(w)),
+        depth_(open(d)[0]),
+        above_(channels_),
+        below_(channels_) {}
+
+  void run() {
+    if (inner_ >= kShortestRun) {
+      runs();
+    } else {
+      columns();
+    }
+  }
+
+  // dw = sum_{x >= 0} grad x + d' sum_{x < 0} grad x
+  at::Tensor grad_w(const at::TensorOptions& options) const {
+    at::Tensor out = at::empty({channels_}, options);
+    A* data = out.template mutable_data_ptr<A>();
+    for (int64_t c = 0; c < channels_; ++c) data[c] = above_[c] + (depth_ ? 1. : 0.) * below_[c];
+    return out;
+  }
+
+  // dd = sum_c w'_c sum_{x < 0} grad x
+  at::Tensor grad_d(const at::TensorOptions& options) const {
+    double sum = 0;
+    for (int64_t c = 0; c < channels_; ++c) sum += (width_[c] ? 1. : 0.) * below_[c];
+    at::Tensor out = at::empty({}, options);
+    *out.template mutable_data_ptr<A>() = static_cast<A>(sum);
+    return out;
+  }
+
+ private:
+  // Slopes of `count` columns, `inner` of them to a channel.
+  void slopes(int64_t count, int64_t inner) {
+    positive_.resize(count);
+    negative_.resize(count);
+    for (int64_t i = 0; i < count;) {
+      const bool width = width_[i / inner % channels_];
+      for (const int64_t end = i + inner; i < end; ++i) {
+        positive_[i] = width;
+        negative_[i] = width && depth_;
+      }
+    }
+  }
+
+  TriStateRelu args(int64_t offset, int64_t slope, int64_t rows, int64_t cols, int64_t stride,
+                    A* sums) {
+    const auto at = [&](auto* base) { return base ? base + offset * itemsize_ : nullptr; };
+    return {at(x_), at(grad_), at(out_), sums, &positive_[slope], &negative_[slope], rows,
+            cols,   stride,    0,        0};
+  }
+
+  // Channels lie in runs of `inner`: short runs share a work item, long ones are cut.
+  void runs() {
+    slopes(channels_, 1);
+    const int64_t count = outer_ * channels_;
+    const int64_t pieces = (inner_ + kItem - 1) / kItem;
+    const int64_t group = std::max<int64_t>(1, kItem / inner_);
+    std::vector<A> sums(sums_ ? 2 * count * pieces : 0);
+    const int64_t items = (count + group - 1) / group * pieces;
+    at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i / pieces * group, start = i % pieces * kItem;
+        A* target = sums_ ? &sums[2 * (first * pieces + i % pieces)] : nullptr;
+        TriStateRelu a = args(first * inner_ + start, 0, std::min(group, count - first),
+                              std::min(kItem, inner_ - start), inner_, target);
+        a.channel = first % channels_;
+        a.channels = channels_;
+        kernels_.runs(a);
+      }
+    });
+    if (!sums_) return;
+    for (int64_t run = 0; run < count; ++run) {
+      for (int64_t i = run * pieces; i < (run + 1) * pieces; ++i) {
+        above_[run % channels_] += sums[2 * i];
+        below_[run % channels_] += sums[2 * i + 1];
+      }
+    }
+  }
+
+  // Channels alternate: rows of whole periods, cut into blocks of rows and columns.
+  void columns() {
+    const int64_t period = channels_ * inner_;
+    const int64_t repeat = std::min(outer_, std::max<int64_t>(1, kFewColumns / period));
+    const int64_t cols = period * repeat, rows = outer_ / repeat, rest = outer_ % repeat * period;
+    const int64_t tall = kItem / std::min(cols, kColumns);
+    const int64_t row_blocks = (rows + tall - 1) / tall,
+                  col_blocks = (cols + kColumns - 1) / kColumns;
+    slopes(cols, inner_);
+    std::vector<A> sums(sums_ ? 2 * cols * (row_blocks + 1) : 0);
+    at::parallel_for(0, row_blocks * col_blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t block = i / col_blocks, start = i % col_blocks * kColumns;
+        A* target = sums_ ? &sums[2 * (block * cols + start)] : nullptr;
+        kernels_.columns(args(block * tall * cols + start, start,
+                              std::min(tall, rows - block * tall), std::min(kColumns, cols - start),
+                              cols, target));
+      }
+    });
+    if (rest > 0)
+      kernels_.columns(
+          args(rows * cols, 0, 1, rest, rest, sums_ ? &sums[2 * row_blocks * cols] : nullptr));
+    if (!sums_) return;
+    std::vector<double> above(cols), below(cols);
+    const auto add = [&](int64_t row_block, int64_t start, int64_t count) {
+      const A* found = &sums[2 * (row_block * cols + start)];
+      for (int64_t i = 0; i < count; ++i) {
+        above[start + i] += found[i];
+        below[start + i] += found[count + i];
+      }
+    };
+    for (int64_t block = 0; block < row_blocks; ++block) {
+      for (int64_t start = 0; start < cols; start += kColumns)
+        add(block, start, std::min(kColumns, cols - start));
+    }
+    if (rest > 0) add(row_blocks, 0, rest);
+    for (int64_t i = 0; i < cols; ++i) {
+      above_[i / inner_ % channels_] += above[i];
+      below_[i / inner_ % channels_] += below[i];
+    }
+  }
+
+  const TriStateReluKernels& kernels_;
+  const int64_t itemsize_;
+  const char* x_;
+  const char* grad_;
+  char* out_;
+  const bool sums_;
+  const int64_t channels_, inner_, outer_;
+  const std::vector<bool> width_;
+  const bool depth_;
+  std::vector<A> positive_, negative_;
+  std::vector<double> above_,
+      below_;  // per channel: sums of grad * x over x >= 0 and over the rest
+};
+
+at::Tensor tristate_relu(const at::Tensor& x, const at::Tensor& w, const at::Tensor& d) {
+  check("tristate_relu", x, w, d);
+  at::Tensor y = at::empty_like(x);
+  if (x.numel() == 0) return y;
+  const at::Tensor dense = laid_out(x, y);
+  if (x.scalar_type() == at::kDouble) {
+    Pass<double>(dense, nullptr, &y, false, w, d).run();
+  } else {
+    Pass<float>(dense, nullptr, &y, false, w, d).run();
+  }
+  return y;
+}
+
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+template <class A>
+Gradients backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& w,
+                   const at::Tensor& d, bool need_x, bool need_gates) {
+  at::Tensor grad_x = need_x ? at::empty_like(x) : at::empty({0}, x.options());
+  Pass<A> pass(x, &grad, need_x ? &grad_x : nullptr, need_gates, w, d);
+  if (x.numel() > 0) pass.run();
+  const auto options = x.options().dtype(c10::CppTypeToScalarType<A>::value);
+  if (!need_gates) return {grad_x, at::empty({0}, w.options()), at::empty({0}, d.options())};
+  return {grad_x, pass.grad_w(options).to(w.scalar_type()),
+          pass.grad_d(options).to(d.scalar_type())};
+}
+
+// Gradients that are not needed come back as empty tensors of shape (0,).
+Gradients tristate_relu_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& w,
+                                 const at::Tensor& d, bool need_x, bool need_gates) {
+  const char* op = "tristate_relu_backward";
+  check(op, x, w, d);
+  check_same_dtype(op, "grad", grad, "x", x);
+  check_same_sizes(op, "grad", grad, "x", x);
+  const at::Tensor like = x.is_non_overlapping_and_dense() ? x : at::empty_like(x);
+  const at::Tensor dense_x = laid_out(x, like), dense_grad = laid_out(grad, like);
+  return x.scalar_type() == at::kDouble
+             ? backward<double>(dense_grad, dense_x, w, d, need_x, need_gates)
+             : backward<float>(dense_grad, dense_x, w, d, need_x, need_gates);
+}
+
+}  // namespace
+}  // namespace resgrow
+
+TORCH_LIBRARY_IMPL(resgrow, CPU, m) {
+  m.impl("tristate_relu", &resgrow::tristate_relu);
+  m.impl("tristate_relu_backward", &resgrow::tristate_relu_backward);
+}
