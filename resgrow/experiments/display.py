@@ -93,10 +93,11 @@ class LiveDisplay:
             TimeRemainingColumn(compact=True),
             console=console,
         )
-        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=8)
         self._task: TaskID | None = None
         self._figures: dict[str, str] = {}
         self._params = 0
+        # Last: it renders at once.
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=8)
 
     def __enter__(self) -> LiveDisplay:
         self._live.__enter__()
@@ -109,7 +110,7 @@ class LiveDisplay:
 
     def _render(self) -> Group:
         grid = Table.grid(padding=(0, 2))
-        for name, value in self._figures.items():
+        for name, value in list(self._figures.items()):  # a copy: Live renders in a thread of its own
             grid.add_row(Text(f"  {name}", style="dim"), value)
         return Group(self._bars, grid)
 
