@@ -38,13 +38,25 @@ void squared_grad_tile(const SquaredGradTile<T>& a) {
         }
       }
     }
-    T* out = a.out;
+    if (a.square) {
 #pragma GCC unroll 32
-    for (int k = 0; k < K; ++k) {
+      for (int k = 0; k < K; ++k) {
 #pragma GCC unroll 2
-      for (int i = 0; i < VECTORS; ++i, out += lanes) {
-        const V sum = acc[i][k];
-        store<V>(out, load<V>(out) + (a.square ? sum * sum : sum));
+        for (int i = 0; i < VECTORS; ++i) acc[i][k] *= acc[i][k];
+      }
+    }
+    T* out = a.out;
+    if (a.add || n > 0) {
+#pragma GCC unroll 32
+      for (int k = 0; k < K; ++k, out += a.out_k) {
+#pragma GCC unroll 2
+        for (int i = 0; i < VECTORS; ++i) store<V>(out + i * lanes, load<V>(out + i * lanes) + acc[i][k]);
+      }
+    } else {
+#pragma GCC unroll 32
+      for (int k = 0; k < K; ++k, out += a.out_k) {
+#pragma GCC unroll 2
+        for (int i = 0; i < VECTORS; ++i) store<V>(out + i * lanes, acc[i][k]);
       }
     }
   }
@@ -91,11 +103,13 @@ void squared_grad_depthwise(const SquaredGradDepthwise<T>& a) {
       }
     }
     T* out = a.out;
+    const bool add = a.add || n > 0;
 #pragma GCC unroll 9
-    for (int k = 0; k < TAPS; ++k) {
+    for (int k = 0; k < TAPS; ++k, out += a.out_k) {
 #pragma GCC unroll 2
-      for (int i = 0; i < VECTORS; ++i, out += lanes) {
-        store<V>(out, load<V>(out) + acc[i][k] * acc[i][k]);
+      for (int i = 0; i < VECTORS; ++i) {
+        const V before = add ? load<V>(out + i * lanes) : V{};
+        store<V>(out + i * lanes, before + acc[i][k] * acc[i][k]);
       }
     }
   }

@@ -6,33 +6,37 @@ namespace resgrow {
 
 using Int = long long;
 
-// out[k][lane] += f(sum_{row, col} vec[row, col][lane] * bcast[row, col][k]) for each sample in turn, with
+// out[k * out_k + lane] (+)= sum over samples of f(sum_{row, col} vec[row, col][lane] * bcast[row, col][k]), with
 // f = square (per-sample gradients) or identity. lane runs over whole vectors, k over single values.
 template <class T>
 struct SquaredGradTile {
   const T* vec;
   const T* bcast;
   T* out;
-  Int samples, rows, cols;
+  Int samples, rows, cols, out_k;
   Int vec_sample, vec_row, vec_col;
   Int bcast_sample, bcast_row, bcast_col;
   bool square;
+  bool add;  // onto what out holds
 };
 
-// Depthwise convolution, one kernel row: out[kx][lane] += (sum_{oy, ox} grad[oy, ox][lane] *
-// x[oy * sh + y0, ox * sw + x0 + kx * dw][lane])^2. Rows oy are all valid; columns are checked against [0, width).
+// Depthwise convolution, taps of one kernel row: out[tap * out_k + lane] (+)= sum over samples of
+// (sum_{row, col} grad[row, col][lane] * x[row, col * stride + x0 + tap * dilation][lane])^2.
+// All rows are valid; columns of x are checked against [0, width).
 template <class T>
 struct SquaredGradDepthwise {
-  const T* x;  // at row y0, column 0
+  const T* x;  // column 0 of the row that belongs to grad's first
   const T* grad;
   T* out;
-  Int samples, rows, cols, width;
-  Int x_sample, x_row, x_col;  // x_row: between the x rows of consecutive output rows
+  Int samples, rows, cols, out_k;
+  Int x_sample, x_row, x_col;  // x_row: from one row of grad to the next
   Int grad_sample, grad_row, grad_col;
-  Int stride, dilation, x0;
+  Int width, stride, dilation, x0;
+  bool add;  // onto what out holds
 };
 
-// target[pixel][channel] = source[pixel][channel], converted, optionally squared, then `zeros` zeros.
+// target[pixel][channel] = source[pixel][channel], converted, optionally squared, then `zeros` zeros
+// (together whole vectors, where zeros > 0).
 template <class T>
 struct SquaredGradPack {
   const void* source;

@@ -59,7 +59,21 @@ inline void transpose4(const S* source, Int source_channel, T* target, Int targe
 template <class S, class T>
 void pack_from(const SquaredGradPack<T>& a) {
   const S* source = static_cast<const S*>(a.source);
+  if (a.zeros > 0) {
+    // Whole vectors from the end; the channels overwrite what is theirs of the first.
+    constexpr int lanes = VECTOR_BYTES / sizeof(T);
+    const Int width = a.channels + a.zeros, first = a.channels / lanes * lanes;
+    for (Int p = 0; p < a.pixels; ++p) {
+      for (Int i = first; i < width; i += lanes) {
+        store(a.target + p * a.target_pixel + i, typename Vector<T>::type{});
+      }
+    }
+  }
   Int c = 0;
+  if (a.source_channel == 1 && a.source_pixel == a.channels && a.target_pixel == a.channels) {
+    copy_row(source, a.target, a.pixels * a.channels, a.square);
+    return;
+  }
   if (a.source_channel == 1 && a.channels >= 4) {
     for (Int p = 0; p < a.pixels; ++p) {
       copy_row(source + p * a.source_pixel, a.target + p * a.target_pixel, a.channels, a.square);
@@ -86,12 +100,6 @@ void pack_from(const SquaredGradPack<T>& a) {
     for (Int p = 0; p < a.pixels; ++p) {
       const T v = widen(plane[p * a.source_pixel]);
       target[p * a.target_pixel] = a.square ? v * v : v;
-    }
-  }
-  if (a.zeros > 0) {
-    for (Int p = 0; p < a.pixels; ++p) {
-      T* target = a.target + p * a.target_pixel + a.channels;
-      for (Int z = 0; z < a.zeros; ++z) target[z] = 0;
     }
   }
 }

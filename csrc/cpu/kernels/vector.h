@@ -1,5 +1,9 @@
 // Vectors of the instruction set in use, unaligned loads and stores, and bfloat16 widened to float32.
 // Included once per instruction set (unit.inc). Expects ISA and VECTOR_BYTES.
+
+// Vectors wider than the target's are passed between inlined functions only: no ABI to warn about.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
 namespace resgrow {
 namespace ISA {
 
@@ -10,14 +14,14 @@ struct Vector {
 
 // Loads and stores need no alignment; memcpy of a vector's size is one instruction.
 template <class V, class T>
-inline V load(const T* p) {
+__attribute__((always_inline)) inline V load(const T* p) {
   V v;
   __builtin_memcpy(&v, p, sizeof(V));
   return v;
 }
 
 template <class V, class T>
-inline void store(T* p, V v) {
+__attribute__((always_inline)) inline void store(T* p, const V& v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
@@ -36,12 +40,12 @@ inline float widen(float f) { return f; }
 inline double widen(double d) { return d; }
 
 template <class T, int LANES>
-inline typename Vector<T, LANES>::type load_widened(const T* p) {
+__attribute__((always_inline)) inline typename Vector<T, LANES>::type load_widened(const T* p) {
   return load<typename Vector<T, LANES>::type>(p);
 }
 
 template <class T, int LANES>
-inline typename Vector<float, LANES>::type load_widened(const BFloat16* p) {
+__attribute__((always_inline)) inline typename Vector<float, LANES>::type load_widened(const BFloat16* p) {
   using Bits = typename Vector<unsigned int, LANES>::type;
   const auto half = load<typename Vector<unsigned short, LANES>::type>(p);
   const Bits bits = __builtin_convertvector(half, Bits) << 16;
