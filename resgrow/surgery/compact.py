@@ -44,8 +44,6 @@ def compact(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     if not expected.isfinite().all():
         raise ValueError("compact: the model's outputs must be finite to be compared (got NaN or inf); check weights")
     small = copy.deepcopy(model)
-    for parameter in small.parameters():
-        parameter.grad = None
     while any([_shrink(small, group) for group in channel_groups(small, "compact")]):
         pass
     _verify(expected, evaluate(small, inputs, "compact"))

@@ -204,6 +204,18 @@ def test_update_replaces_some_and_clears_state_at_once() -> None:
     assert all(torch.equal(masks[name], mask) for name, mask in others.items())
 
 
+def test_masks_that_were_complete_may_lose_elements_later() -> None:
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    masks = Masks(model, {name: torch.ones_like(mask) for name, mask in half(model).items()}).attach(optimizer)
+    train(model, optimizer, 1)
+    assert model[4].weight.all()
+    masks.update(half(model))
+    assert assert_zero_where_absent(model, optimizer, masks) == 2 * len(masks)
+    train(model, optimizer, 1)
+    assert assert_zero_where_absent(model, optimizer, masks) == 2 * len(masks)
+
+
 def test_counts_and_summary() -> None:
     model = network()
     masks = Masks(model, half(model))
