@@ -27,6 +27,7 @@ from resgrow.experiments.summary import NetworkResult, layer_table, move_counts,
 from resgrow.experiments.training import Batch, Training, make_optimizer, total_steps
 from resgrow.info import versions
 from resgrow.report import render, result_rows
+from resgrow.report.rows import duration
 from resgrow.surgery import compact, storage
 from resgrow.surgery.count import count_params
 
@@ -189,7 +190,9 @@ def _finish(folder: RunFolder, described: Mapping[str, Any], summary: dict[str, 
         console.print("the budget was not met: give it more --epochs or a larger --budget", style="yellow")
     else:
         folder.mark("finished", "finished; the budget was met")
-    console.print(f"report: {folder.path / REPORT}", soft_wrap=True, highlight=False)
+    console.print(
+        f"{duration(summary['seconds'])} in all; report: {folder.path / REPORT}", soft_wrap=True, highlight=False
+    )
 
 
 def fit(config: FitConfig, out: Path, console: Console) -> dict[str, Any]:

@@ -48,7 +48,9 @@ def accuracy(epochs: Events) -> str:
         _lines(axes, epochs, "test_accuracy", "test", factor=100)
         values = [100 * row["test_accuracy"] for row in epochs]
         if values:
-            axes.set_ylim(max(0.0, np.percentile(values, 15) - 2), min(100.5, max(values) + 1))
+            low, high = np.percentile(values, 15), max(values)
+            margin = max(0.1, 0.25 * (high - low))
+            axes.set_ylim(max(0.0, low - margin), min(100 + margin / 4, high + margin))
         axes.set(title="Accuracy", xlabel="epoch", ylabel="test accuracy (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="lower right", fontsize=8)
@@ -66,6 +68,8 @@ def parameters(moves: Events, epochs: Events, dense: int) -> str:
         axes.fill_between([*steps, max(last, steps[-1])], [*left, left[-1]], step="post", color=SIZED, alpha=0.12)
         axes.axhline(dense, color=DENSE, linestyle="--", linewidth=1.2)
         axes.annotate("dense", (last, dense), (0, 3), textcoords="offset points", ha="right", color=DENSE)
+        end = f"{left[-1]:,} left"
+        axes.annotate(end, (last, left[-1]), (0, 4), textcoords="offset points", ha="right", color=SIZED)
         axes.set(title="Parameters left", xlabel="training step of the twin", ylabel="parameters")
         axes.set_ylim(0, dense * 1.12)
         axes.yaxis.set_major_formatter(EngFormatter())
@@ -94,6 +98,8 @@ def predictions(moves: Events) -> str:
         values = [move[key] for move in known for key in ("predicted", "actual")]
         for accepted, colour, marker, label in ((True, SIZED, "o", "kept"), (False, UNDONE, "X", "undone")):
             chosen = [move for move in known if move["accepted"] is accepted]
+            if not chosen:
+                continue
             axes.scatter(
                 [move["predicted"] for move in chosen],
                 [move["actual"] for move in chosen],
@@ -114,8 +120,14 @@ def predictions(moves: Events) -> str:
             ylabel="actual change of loss (nats)",
         )
         axes.tick_params(axis="x", rotation=30)
-        axes.legend(fontsize=8)
+        if known:
+            axes.legend(fontsize=8)
         return data_uri(figure)
+
+
+def _layer_names(layers: Events) -> list[str]:
+    """Numbers, as in a Sequential, say little alone: the layer's kind goes with them."""
+    return [f"{row['name']} · {row['kind']}" if row["name"].isdigit() else row["name"] for row in layers]
 
 
 def widths(layers: Events) -> str:
@@ -130,7 +142,7 @@ def widths(layers: Events) -> str:
             axes.annotate(
                 text, (row["dense_width"], y), (4, 0), textcoords="offset points", va="center", color=QUIET, size=8
             )
-        axes.set_yticks(rows, [row["name"] for row in layers])
+        axes.set_yticks(rows, _layer_names(layers))
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.grid(axis="y", visible=False)
@@ -148,16 +160,18 @@ def remaining(layers: Events) -> str:
         axes.barh(rows, np.ones(len(layers)), 0.72, color=DENSE, alpha=0.2)
         axes.barh(rows, shares, 0.72, color=SIZED)
         for y, share, row in zip(rows, shares, layers, strict=True):
+            inside = share > 0.6
             axes.annotate(
                 f"{100 * share:.1f} %  ({row['sized_params']:,})",
-                (min(share, 0.7), y),
-                (4, 0),
+                (share, y),
+                (-4 if inside else 4, 0),
                 textcoords="offset points",
+                ha="right" if inside else "left",
                 va="center",
-                color="white" if share > 0.7 else INK,
+                color="white" if inside else INK,
                 size=8,
             )
-        axes.set_yticks(rows, [row["name"] for row in layers])
+        axes.set_yticks(rows, _layer_names(layers))
         axes.invert_yaxis()
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlim(0, 1)

@@ -114,3 +114,11 @@ def test_plots_leave_matplotlib_s_settings_alone():
     before = dict(matplotlib.rcParams)
     plots.loss(history()[:6])
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("difference", "text"), [(0.0, "equal the masked twin's exactly"), (2e-7, "by at most 2e-07 of the largest output")]
+)
+def test_deviation_of_the_stored_network_is_told(difference, text):
+    page = Page(render(config(), summary(output_difference=difference), history()))
+    assert text in " ".join(" ".join(page.texts).split())
