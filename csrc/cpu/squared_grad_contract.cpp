@@ -201,10 +201,10 @@ at::Tensor depthwise(const at::Tensor& x, const at::Tensor& grad, const SquaredG
   Packing packing;
   packing.width = layout.block_width();
   packing.whole = true;
-  packing.needed = !readable_in_place(grad, type) || conv.outputs % family.lanes != 0;
+  packing.needed = !readable_in_place(grad, type);
   Source<T> grads(grad, packing);
   packing.repeat = conv.outputs / conv.channels;
-  packing.needed = !readable_in_place(x, type) || conv.outputs % family.lanes != 0 || packing.repeat > 1;
+  packing.needed = !readable_in_place(x, type) || packing.repeat > 1;
   Source<T> xs(x, packing);
   const at::Tensor sums = at::empty({layout.padded() * taps}, at::TensorOptions().dtype(type));
   accumulate<T>(conv, layout, xs, grads, false, sums.mutable_data_ptr<T>(),
@@ -250,7 +250,7 @@ at::Tensor contract(const at::Tensor& x, const at::Tensor& grad, const SquaredGr
   pack_many.padding = joined ? conv.padding[1] : 0;
   const at::Tensor& vec = x_is_vec ? x : grad;
   const at::Tensor& many = x_is_vec ? grad : x;
-  pack_vec.needed = fold || !readable_in_place(vec, type) || layout.vec_channels % lanes != 0;
+  pack_vec.needed = fold || !readable_in_place(vec, type);
   pack_many.needed = fold || !readable_in_place(many, type) ||
                      (joined && (conv.padding[1] > 0 || x.stride(3) != in || conv.groups > 1));
   Source<T> xs(x, x_is_vec ? pack_vec : pack_many), grads(grad, x_is_vec ? pack_many : pack_vec);

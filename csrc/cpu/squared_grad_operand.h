@@ -39,7 +39,7 @@ struct Packing {
   Int repeat = 1;   // times every channel is repeated
   bool needed = true;
   bool square = false;
-  bool whole = false;  // panels are whole vectors and read as such: zeros fill the last one up
+  bool whole = false;  // read in whole vectors: packed panels end in zeros
 };
 
 template <class T>
@@ -49,42 +49,60 @@ class Source {
       : tensor_(tensor), packing_(packing), channels_(tensor.size(1) * packing.repeat / packing.groups),
         panels_(ceil_div(channels_, packing.width)), row_((tensor.size(3) + 2 * packing.padding) * packing.width) {}
 
+  // What a chunk of the tensor takes when it is packed.
   Int sample_bytes() const { return packing_.groups * panels_ * tensor_.size(2) * row_ * sizeof(T); }
 
   Operand<T> chunk(Int first, Int count) {
-    if (!packing_.needed) {
+    if (!packing_.needed && room_after(first + count - 1)) {
       const T* data = tensor_.const_data_ptr<T>() + first * tensor_.stride(0);
-      constexpr Int everything = Int(1) << 62;
-      return {data, channels_, everything, 0, tensor_.stride(0), tensor_.stride(2), tensor_.stride(3)};
+      return {data, channels_, kEverything, 0, tensor_.stride(0), tensor_.stride(2), tensor_.stride(3)};
     }
-    const Int sample = tensor_.size(2) * row_, panels = packing_.groups * panels_;
+    const Int sample = tensor_.size(2) * row_, panels = packing_.groups * panels_, panel = count * sample;
     if (!buffer_.defined()) {
-      buffer_ = at::empty({panels * count * sample}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>()));
+      buffer_ = at::empty({panels * panel}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>()));
     }
     T* target = buffer_.mutable_data_ptr<T>();
-    const Int grain = std::max<Int>(1, 32768 / std::max<Int>(1, sample));
-    at::parallel_for(0, panels * count, grain, [&](int64_t begin, int64_t end) {
-      for (Int i = begin; i < end; ++i) pack(target + i * sample, i / count, first + i % count);
+    // Samples of a single pixel are packed together, as if they were pixels.
+    const bool single = tensor_.size(2) == 1 && row_ == packing_.width;
+    const Int parts = single ? 1 : count;
+    const Int grain = std::max<Int>(1, 32768 * parts / std::max<Int>(1, panel));
+    at::parallel_for(0, panels * parts, grain, [&](int64_t begin, int64_t end) {
+      for (Int i = begin; i < end; ++i) {
+        T* to = target + i / parts * panel + i % parts * sample;
+        pack(to, i / parts, first + i % parts, single ? count : tensor_.size(3),
+             tensor_.stride(single ? 0 : 3));
+      }
     });
     // A run may go on into the next columns where one panel holds all channels.
-    const Int panel_width = panels_ == 1 ? Int(1) << 62 : packing_.width;
-    return {target, panels_ * count * sample, panel_width, count * sample, sample, row_, packing_.width};
+    return {target, panels_ * panel, panels_ == 1 ? kEverything : packing_.width, panel, sample, row_, packing_.width};
   }
 
  private:
-  void pack(T* target, Int panel, Int n) const {
+  static constexpr Int kEverything = Int(1) << 62;  // panel width of an operand that is one panel
+
+  // Vectors that reach beyond the last channel read what follows in memory, and nobody looks at those lanes; beyond
+  // the storage they must not reach.
+  bool room_after(Int sample) const {
+    const Int lanes = squared_grad_family<T>().lanes, slack = ceil_div(channels_, lanes) * lanes - channels_;
+    if (!packing_.whole || slack == 0) return true;
+    const Int last = tensor_.storage_offset() + sample * tensor_.stride(0) + (tensor_.size(2) - 1) * tensor_.stride(2) +
+                     (tensor_.size(3) - 1) * tensor_.stride(3) + tensor_.size(1) - 1;
+    return (last + slack) * Int(sizeof(T)) < Int(tensor_.storage().nbytes());
+  }
+
+  void pack(T* target, Int panel, Int n, Int cols, Int source_pixel) const {
     const Int start = panel % panels_ * packing_.width;
     const Int channel = panel / panels_ * channels_ + start;
-    const Int rows = tensor_.size(2), cols = tensor_.size(3), pad = packing_.padding * packing_.width;
+    const Int rows = tensor_.size(2), pad = packing_.padding * packing_.width;
     SquaredGradPack<T> args{};
     args.bfloat16 = tensor_.scalar_type() == at::kBFloat16;
     args.square = packing_.square;
     args.channels = std::min(packing_.width, channels_ - start);
     args.zeros = packing_.whole ? packing_.width - args.channels : 0;
-    args.source_pixel = tensor_.stride(3);
+    args.source_pixel = source_pixel;
     args.source_channel = tensor_.stride(1);
     args.target_pixel = packing_.width;
-    const bool merge = pad == 0 && (rows == 1 || tensor_.stride(2) == cols * tensor_.stride(3));
+    const bool merge = pad == 0 && (rows == 1 || tensor_.stride(2) == cols * source_pixel);
     args.pixels = merge ? rows * cols : cols;
     for (Int row = 0; row < (merge ? 1 : rows); ++row, target += row_) {
       std::fill_n(target, pad, T(0));

@@ -98,6 +98,8 @@ CONVS = {
     "depthwise one pixel": conv_case(2, 40, (1, 2), 40, 3, padding=1, groups=40),
     "depthwise 1x1": conv_case(2, 17, (3, 5), 17, 1, groups=17),
     "many samples": conv_case(200, 16, (8, 8), 16, 3, padding=1),
+    "many ragged samples": conv_case(60, 20, (12, 12), 50, 5),
+    "many ragged depthwise samples": conv_case(90, 37, (12, 12), 37, 3, padding=1, groups=37),
 }
 
 # Ways in which the same numbers may lie in memory.

@@ -56,19 +56,18 @@ inline void transpose4(const S* source, Int source_channel, T* target, Int targe
   store<V>(target + 3 * target_pixel, RESGROW_SHUFFLE4(I, ac_high, bd_high, 2, 6, 3, 7));
 }
 
+// Whole vectors from the last channel's on; the channels overwrite what is theirs.
+template <class T>
+inline void zero_tail(const SquaredGradPack<T>& a, T* target) {
+  constexpr int lanes = VECTOR_BYTES / sizeof(T);
+  for (Int i = a.channels / lanes * lanes; i < a.channels + a.zeros; i += lanes) {
+    store(target + i, typename Vector<T>::type{});
+  }
+}
+
 template <class S, class T>
 void pack_from(const SquaredGradPack<T>& a) {
   const S* source = static_cast<const S*>(a.source);
-  if (a.zeros > 0) {
-    // Whole vectors from the end; the channels overwrite what is theirs of the first.
-    constexpr int lanes = VECTOR_BYTES / sizeof(T);
-    const Int width = a.channels + a.zeros, first = a.channels / lanes * lanes;
-    for (Int p = 0; p < a.pixels; ++p) {
-      for (Int i = first; i < width; i += lanes) {
-        store(a.target + p * a.target_pixel + i, typename Vector<T>::type{});
-      }
-    }
-  }
   Int c = 0;
   if (a.source_channel == 1 && a.source_pixel == a.channels && a.target_pixel == a.channels) {
     copy_row(source, a.target, a.pixels * a.channels, a.square);
@@ -76,10 +75,13 @@ void pack_from(const SquaredGradPack<T>& a) {
   }
   if (a.source_channel == 1 && a.channels >= 4) {
     for (Int p = 0; p < a.pixels; ++p) {
+      if (a.zeros > 0) zero_tail(a, a.target + p * a.target_pixel);
       copy_row(source + p * a.source_pixel, a.target + p * a.target_pixel, a.channels, a.square);
     }
-    c = a.channels;
-  } else if (a.source_pixel == 1) {
+    return;
+  }
+  for (Int p = 0; p < a.pixels && a.zeros > 0; ++p) zero_tail(a, a.target + p * a.target_pixel);
+  if (a.source_pixel == 1) {
     for (; c + 4 <= a.channels; c += 4) {
       const S* plane = source + c * a.source_channel;
       T* target = a.target + c;
