@@ -39,7 +39,8 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
 def latency(models: Mapping[str, nn.Module], x: Tensor) -> dict[str, float]:
     """Median seconds of one forward pass over the batch ``x`` per model, in eval mode.
 
-    The models take turns, so that a slow moment of the machine hits all of them. Repeats for
+    The models take turns, so that a slow moment of the machine hits all of them, in an order that turns round
+    every time: a scheduler's time slice as long as one round would else hit always the same one. Repeats for
     LATENCY_SECONDS in total, at least LATENCY_REPETITIONS times each.
     """
     images = as_input(x)
@@ -48,12 +49,14 @@ def latency(models: Mapping[str, nn.Module], x: Tensor) -> dict[str, float]:
         model.eval()
         for _ in range(WARM_UP):
             model(images)
+    order = list(models)
     end = time.perf_counter() + LATENCY_SECONDS
     while time.perf_counter() < end or any(len(taken) < LATENCY_REPETITIONS for taken in times.values()):
-        for name, model in models.items():
+        for name in order:
             start = time.perf_counter()
-            model(images)
+            models[name](images)
             times[name].append(time.perf_counter() - start)
+        order.reverse()
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
