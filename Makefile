@@ -1,0 +1,61 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+#
+#   VENV=DIR     the virtual environment to use or create (default .venv)
+#   PYTHON=EXE   the Python that creates it (default python3)
+#   TORCH=REQ    what to install where torch is missing, e.g. TORCH="torch==2.13.0" (default torch)
+
+VENV ?= .venv
+PYTHON ?= python3
+TORCH ?= torch
+override PY := $(abspath $(VENV))/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+
+NATIVE := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: demo test bench lint format clean
+
+demo: $(VENV)/.built
+	$(PY) -m resgrow fit --data digits --model resnet8 --budget params=0.1
+
+test: $(VENV)/.built $(VENV)/.test
+	$(PY) -m pytest
+
+bench: $(VENV)/.built $(VENV)/.test
+	$(PY) -m pytest benchmarks --override-ini "python_files=bench_*.py" --benchmark-columns=median,iqr,rounds \
+		--benchmark-group-by=group --benchmark-disable-gc -p no:cacheprovider -q -s
+
+lint: $(VENV)/.lint
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(dir $(PY))clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc')
+
+format: $(VENV)/.lint
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(dir $(PY))clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc')
+
+clean:
+	rm -rf build dist *.egg-info resgrow/*.so
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "resgrow needs Python 3.10 or newer; name one with PYTHON=/path/to/python3" >&2; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	touch $@
+
+# Build tools and torch come first: the extension is compiled against the torch it will run with,
+# which an isolated build would not see.
+$(VENV)/.built: $(VENV)/.created $(NATIVE)
+	$(PIP) --upgrade pip "setuptools>=77" wheel "ninja>=1.11" "pybind11>=2.13"
+	$(PY) -c 'import torch' 2>/dev/null || $(PIP) "$(TORCH)"
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.built
+	$(PIP) --no-build-isolation --editable ".[test]"
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.built
+	$(PIP) --no-build-isolation --editable ".[lint]"
+	touch $@
