@@ -96,7 +96,7 @@ at::Tensor with_unit_stride(const at::Tensor& t, bool channels_side_by_side) {
   return t.stride(2) == 1 ? t : t.contiguous();
 }
 
-// x (or null), grad: (N, C, T). Returns (weight, bias), weight empty without x.
+// x (or null), grad: (N, C, T). Returns (weight, bias), weight zero without x.
 template <class T>
 std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& x, const at::Tensor& grad, const at::Tensor& mean,
                                            const at::Tensor& rstd, const SquaredGradKernels<T>& family) {
@@ -106,6 +106,7 @@ std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& x, const at::Tensor
   const int64_t samples = g.size(0), channels = g.size(1), parts = std::min(kParts, samples);
   const auto options = g.options().dtype(c10::CppTypeToScalarType<T>());
   const at::Tensor partial = at::zeros({2, parts, channels}, options);
+  T* partials = partial.mutable_data_ptr<T>();
   SquaredGradMoments<T> all{};
   all.bfloat16 = g.scalar_type() == at::kBFloat16;
   all.channels = channels;
@@ -132,12 +133,17 @@ std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& x, const at::Tensor
       if (v.defined()) {
         one.x = static_cast<const char*>(v.const_data_ptr()) + first * v.stride(0) * v.element_size();
       }
-      one.weight = partial[0][part].mutable_data_ptr<T>();
-      one.bias = partial[1][part].mutable_data_ptr<T>();
+      one.weight = partials + part * channels;
+      one.bias = partials + (parts + part) * channels;
       family.moments(one);
     }
   });
-  return {partial[0].sum(0), partial[1].sum(0)};
+  const at::Tensor weight = at::zeros({channels}, options), bias = at::zeros({channels}, options);
+  T* totals[2] = {weight.mutable_data_ptr<T>(), bias.mutable_data_ptr<T>()};
+  for (int64_t i = 0; i < 2 * parts; ++i) {
+    for (int64_t c = 0; c < channels; ++c) totals[i / parts][c] += partials[i * channels + c];
+  }
+  return {weight, bias};
 }
 
 std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& x, const at::Tensor& grad, const at::Tensor& mean,
