@@ -1,7 +1,8 @@
-// Tiles of H (a block of vectors x one kernel tap x a run of channels) over chunks of samples. A float32 or float64
-// channels-last operand is read in place, and positions whose input lies in the padding are never visited; anything
-// else is packed chunk by chunk into panels as wide as a tile, so memory stays bounded. Every element of H adds its
-// samples up in order and in one task: results do not depend on the number of threads.
+// Tiles of H (a block of vectors x one kernel tap x a run of channels) over chunks of samples. A
+// float32 or float64 channels-last operand is read in place, and positions whose input lies in the
+// padding are never visited; anything else is packed chunk by chunk into panels as wide as a tile,
+// so memory stays bounded. Every element of H adds its samples up in order and in one task: results
+// do not depend on the number of threads.
 #include "cpu/squared_grad_contract.h"
 
 #include <ATen/ops/zeros.h>
@@ -11,34 +12,44 @@
 namespace resgrow {
 namespace {
 
-constexpr Int kChunkBytes = 512 << 10;  // both operands of a chunk: about half of a second-level cache
-constexpr Int kChunkPositions = 256;    // at least: amortises reading and writing H
-constexpr Int kTaskWork = 1 << 18;      // multiply-adds worth waking a thread for
-constexpr Int kFewChannels = 8;         // below: a tile runs over a kernel row's channels, not over one tap's
-constexpr Int kMaxTile = 64 * 32;       // elements of T, more than any tile has
+constexpr Int kChunkBytes =
+    512 << 10;  // both operands of a chunk: about half of a second-level cache
+constexpr Int kChunkPositions = 256;  // at least: amortises reading and writing H
+constexpr Int kTaskWork = 1 << 18;    // multiply-adds worth waking a thread for
+constexpr Int kFewChannels =
+    8;  // below: a tile runs over a kernel row's channels, not over one tap's
+constexpr Int kMaxTile = 64 * 32;  // elements of T, more than any tile has
 
-// Output positions [first, last) along one axis whose input position lies inside the image, and that of the first.
+// Output positions [first, last) along one axis whose input position lies inside the image, and
+// that of the first.
 struct Range {
   Int first, last, input;
 };
 
 Range valid_range(const SquaredGradConv& conv, int axis, Int tap) {
-  const Int size = axis == 0 ? conv.height : conv.width, outputs = axis == 0 ? conv.out_height : conv.out_width;
+  const Int size = axis == 0 ? conv.height : conv.width,
+            outputs = axis == 0 ? conv.out_height : conv.out_width;
   const Int stride = conv.stride[axis], offset = tap * conv.dilation[axis] - conv.padding[axis];
   const Int first = offset < 0 ? std::min(outputs, ceil_div(-offset, stride)) : 0;
   const Int last = offset < size ? std::min(outputs, ceil_div(size - offset, stride)) : 0;
   return {first, std::max(first, last), first * stride + offset};
 }
 
-// The sums in tile order: groups, blocks of one or two vectors, k, lane; k = tap * many + c for channel c of the
-// broadcast operand. Where rows > 0 they are H itself instead: k rows of that many values.
+// The sums in tile order: groups, blocks of one or two vectors, k, lane; k = tap * many + c for
+// channel c of the broadcast operand. Where rows > 0 they are H itself instead: k rows of that many
+// values.
 struct Layout {
   Int groups, vec_channels, lanes, taps, many, width, rows = 0;
   bool wide;  // blocks of two vectors; an odd last one has one
 
   Layout(Int groups, Int vec_channels, int lanes, Int taps, Int many, const int (&max_k)[3])
-      : groups(groups), vec_channels(vec_channels), lanes(lanes), taps(taps), many(many),
-        width(ceil_div(many, ceil_div(many, max_k[vec_channels > lanes ? 2 : 1]))), wide(vec_channels > lanes) {}
+      : groups(groups),
+        vec_channels(vec_channels),
+        lanes(lanes),
+        taps(taps),
+        many(many),
+        width(ceil_div(many, ceil_div(many, max_k[vec_channels > lanes ? 2 : 1]))),
+        wide(vec_channels > lanes) {}
 
   Int block_width() const { return wide ? 2 * lanes : lanes; }
   Int padded() const { return ceil_div(vec_channels, lanes) * lanes; }
@@ -68,11 +79,13 @@ struct Task {
   }
 };
 
-// One tile over one chunk of `count` samples. Only x moves with the tap. fold: the samples are the summed dimension.
+// One tile over one chunk of `count` samples. Only x moves with the tap. fold: the samples are the
+// summed dimension.
 template <class T>
-void run_tile(const SquaredGradConv& conv, const Layout& layout, Operand<T> x, Operand<T> grad, bool x_is_vec,
-              bool fold, Int count, const Task& task, T* out, Int out_k, bool add) {
-  const Range y = valid_range(conv, 0, task.tap / conv.kernel[1]), z = valid_range(conv, 1, task.tap % conv.kernel[1]);
+void run_tile(const SquaredGradConv& conv, const Layout& layout, Operand<T> x, Operand<T> grad,
+              bool x_is_vec, bool fold, Int count, const Task& task, T* out, Int out_k, bool add) {
+  const Range y = valid_range(conv, 0, task.tap / conv.kernel[1]),
+              z = valid_range(conv, 1, task.tap % conv.kernel[1]);
   x.data += y.input * x.row + z.input * x.col;
   x.row *= conv.stride[0];
   x.col *= conv.stride[1];
@@ -106,8 +119,9 @@ void run_tile(const SquaredGradConv& conv, const Layout& layout, Operand<T> x, O
 
 // Taps [run, run + width) of one kernel row of a depthwise convolution over one chunk.
 template <class T>
-void run_depthwise(const SquaredGradConv& conv, const Layout& layout, const Operand<T>& x, const Operand<T>& grad,
-                   Int count, const Task& task, T* out, Int out_k, bool add) {
+void run_depthwise(const SquaredGradConv& conv, const Layout& layout, const Operand<T>& x,
+                   const Operand<T>& grad, Int count, const Task& task, T* out, Int out_k,
+                   bool add) {
   const Range y = valid_range(conv, 0, task.tap);
   const Int start = layout.start(task.block);
   SquaredGradDepthwise<T> args{};
@@ -133,47 +147,71 @@ void run_depthwise(const SquaredGradConv& conv, const Layout& layout, const Oper
   squared_grad_family<T>().depthwise[vectors][std::min(layout.width, layout.many - task.run)](args);
 }
 
-// Runs every task over every chunk: run(x, grad, count, task, out, out_k, add).
+// One task over one chunk. Where whole vectors would reach into the next row of H: through a tile
+// of its own.
 template <class T, class Run>
-void accumulate(const SquaredGradConv& conv, const Layout& layout, Source<T>& x, Source<T>& grad, bool fold, T* sums,
-                const Run& run) {
+void run_task(const Layout& layout, const Task& task, T* sums, bool add, const Run& run) {
+  T* out = sums + layout.offset(task.group, task.block, task.tap * layout.many + task.run);
+  const Int lanes = layout.lanes_of(task.block), channels = layout.channels_of(task.block);
+  if (layout.rows == 0 || channels == lanes) {
+    run(out, layout.rows > 0 ? layout.rows : lanes, add);
+    return;
+  }
+  const Int rows = std::min(layout.width, layout.many - task.run);
+  T tile[kMaxTile] = {};
+  for (Int k = 0; k < rows && add; ++k)
+    std::copy_n(out + k * layout.rows, channels, tile + k * lanes);
+  run(tile, lanes, add);
+  for (Int k = 0; k < rows; ++k) std::copy_n(tile + k * lanes, channels, out + k * layout.rows);
+}
+
+// Runs every task over every chunk: run(x, grad, count, task, out, out_k, add). Consecutive chunks
+// that need no packing share one parallel region, because threads would only wait for each other
+// between them.
+template <class T, class Run>
+void accumulate(const SquaredGradConv& conv, const Layout& layout, Source<T>& x, Source<T>& grad,
+                bool fold, T* sums, const Run& run) {
   const Int bytes = std::max<Int>(1, x.sample_bytes() + grad.sample_bytes());
   const Int positions = conv.out_height * conv.out_width;
   const Int least = fold ? kChunkPositions : ceil_div(kChunkPositions, positions);
   const Int chunk = std::min(conv.samples, std::max(least, kChunkBytes / bytes));
-  for (Int first = 0; first < conv.samples; first += chunk) {
-    const Int count = std::min(chunk, conv.samples - first);
-    const Operand<T> xs = x.chunk(first, count), grads = grad.chunk(first, count);
-    const Int work = count * positions * layout.width * layout.block_width();
-    const Int grain = std::max<Int>(1, kTaskWork / work);
-    at::parallel_for(0, layout.tasks(), grain, [&](int64_t begin, int64_t end) {
-      for (Int index = begin; index < end; ++index) {
-        const Task task(layout, index);
-        T* out = sums + layout.offset(task.group, task.block, task.tap * layout.many + task.run);
-        const Int lanes = layout.lanes_of(task.block), channels = layout.channels_of(task.block);
-        if (layout.rows == 0 || channels == lanes) {
-          run(xs, grads, count, task, out, layout.rows > 0 ? layout.rows : lanes, first > 0);
-          continue;
-        }
-        // Whole vectors would reach into the next row of H: through a tile of its own.
-        const Int rows = std::min(layout.width, layout.many - task.run);
-        T tile[kMaxTile] = {};
-        for (Int k = 0; k < rows && first > 0; ++k) std::copy_n(out + k * layout.rows, channels, tile + k * lanes);
-        run(xs, grads, count, task, tile, lanes, first > 0);
-        for (Int k = 0; k < rows; ++k) std::copy_n(tile + k * lanes, channels, out + k * layout.rows);
-      }
-    });
+  const auto next = [&](Int first) { return std::min(conv.samples, first + chunk); };
+  const auto in_place = [&](Int first) {
+    return first < conv.samples && x.in_place(first, next(first) - first) &&
+           grad.in_place(first, next(first) - first);
+  };
+  for (Int first = 0, last; first < conv.samples; first = last) {
+    last = next(first);
+    while (in_place(first) && in_place(last)) last = next(last);
+    const Operand<T> xs = x.chunk(first, last - first), grads = grad.chunk(first, last - first);
+    const Int work = (last - first) * positions * layout.width * layout.block_width();
+    at::parallel_for(0, layout.tasks(), std::max<Int>(1, kTaskWork / work),
+                     [&](int64_t begin, int64_t end) {
+                       for (Int n = first; n < last; n = next(n)) {
+                         const Operand<T> a = xs.from(n - first), b = grads.from(n - first);
+                         const Int count = std::min(last, next(n)) - n;
+                         for (Int index = begin; index < end; ++index) {
+                           const Task task(layout, index);
+                           run_task(layout, task, sums, n > 0, [&](T* out, Int out_k, bool add) {
+                             run(a, b, count, task, out, out_k, add);
+                           });
+                         }
+                       }
+                     });
   }
 }
 
-// From tile order to (O, I, taps). vec_step, many_step: what one channel of either operand means there.
+// From tile order to (O, I, taps). vec_step, many_step: what one channel of either operand means
+// there.
 template <class T>
-void unpack(const Layout& layout, Int taps, Int many, const T* sums, T* target, Int group_step, Int vec_step,
-            Int many_step) {
-  constexpr Int together = 16;  // channels whose lines stay in the first-level cache while the lanes go by
+void unpack(const Layout& layout, Int taps, Int many, const T* sums, T* target, Int group_step,
+            Int vec_step, Int many_step) {
+  constexpr Int together =
+      16;  // channels whose lines stay in the first-level cache while the lanes go by
   at::parallel_for(0, layout.groups * layout.blocks(), 1, [&](int64_t begin, int64_t end) {
     for (Int i = begin; i < end; ++i) {
-      const Int group = i / layout.blocks(), block = i % layout.blocks(), lanes = layout.lanes_of(block);
+      const Int group = i / layout.blocks(), block = i % layout.blocks(),
+                lanes = layout.lanes_of(block);
       const T* source = sums + layout.offset(group, block, 0);
       T* base = target + group * group_step + layout.start(block) * vec_step;
       for (Int c0 = 0; c0 < many; c0 += together) {
@@ -197,7 +235,8 @@ at::Tensor depthwise(const at::Tensor& x, const at::Tensor& grad, const SquaredG
   const auto& family = squared_grad_family<T>();
   const auto type = c10::CppTypeToScalarType<T>();
   const Int taps = conv.kernel[0] * conv.kernel[1];
-  const Layout layout(1, conv.outputs, family.lanes, conv.kernel[0], conv.kernel[1], family.max_depthwise);
+  const Layout layout(1, conv.outputs, family.lanes, conv.kernel[0], conv.kernel[1],
+                      family.max_depthwise);
   Packing packing;
   packing.width = layout.block_width();
   packing.whole = true;
@@ -207,27 +246,32 @@ at::Tensor depthwise(const at::Tensor& x, const at::Tensor& grad, const SquaredG
   packing.needed = !readable_in_place(x, type) || packing.repeat > 1;
   Source<T> xs(x, packing);
   const at::Tensor sums = at::empty({layout.padded() * taps}, at::TensorOptions().dtype(type));
-  accumulate<T>(conv, layout, xs, grads, false, sums.mutable_data_ptr<T>(),
-                [&](const auto& a, const auto& b, Int count, const Task& task, T* out, Int out_k, bool add) {
-                  run_depthwise<T>(conv, layout, a, b, count, task, out, out_k, add);
-                });
-  const at::Tensor result = at::empty({conv.outputs, 1, conv.kernel[0], conv.kernel[1]}, sums.options());
+  accumulate<T>(
+      conv, layout, xs, grads, false, sums.mutable_data_ptr<T>(),
+      [&](const auto& a, const auto& b, Int count, const Task& task, T* out, Int out_k, bool add) {
+        run_depthwise<T>(conv, layout, a, b, count, task, out, out_k, add);
+      });
+  const at::Tensor result =
+      at::empty({conv.outputs, 1, conv.kernel[0], conv.kernel[1]}, sums.options());
   unpack<T>(layout, taps, 1, sums.const_data_ptr<T>(), result.mutable_data_ptr<T>(), 0, taps, 0);
   return result;
 }
 
 // Share of the lanes that carry a channel.
-double filled(Int channels, Int lanes) { return double(channels) / double(ceil_div(channels, lanes) * lanes); }
+double filled(Int channels, Int lanes) {
+  return double(channels) / double(ceil_div(channels, lanes) * lanes);
+}
 
 template <class T>
-at::Tensor contract(const at::Tensor& x, const at::Tensor& grad, const SquaredGradConv& conv, bool fold) {
+at::Tensor contract(const at::Tensor& x, const at::Tensor& grad, const SquaredGradConv& conv,
+                    bool fold) {
   const auto& family = squared_grad_family<T>();
   const auto type = c10::CppTypeToScalarType<T>();
   const Int lanes = family.lanes, taps = conv.kernel[0] * conv.kernel[1];
   const Int in = conv.channels / conv.groups, out = conv.outputs / conv.groups;
 
-  // With few channels a tile runs over the columns of a kernel row too: the image's columns and the padding's must
-  // then lie side by side, and only rows can be skipped.
+  // With few channels a tile runs over the columns of a kernel row too: the image's columns and the
+  // padding's must then lie side by side, and only rows can be skipped.
   const bool joined = in < kFewChannels && conv.kernel[1] > 1 && conv.dilation[1] == 1;
   SquaredGradConv walk = conv;
   if (joined) {
@@ -238,7 +282,10 @@ at::Tensor contract(const at::Tensor& x, const at::Tensor& grad, const SquaredGr
   const bool x_is_vec = !joined && (taps == 1 ? filled(in, lanes) >= filled(out, lanes)
                                               : filled(in, lanes) > filled(out, lanes));
   Layout layout(conv.groups, x_is_vec ? in : out, lanes, joined ? conv.kernel[0] : taps,
-                x_is_vec ? out : joined ? in * conv.kernel[1] : in, family.max_k);
+                x_is_vec ? out
+                : joined ? in * conv.kernel[1]
+                         : in,
+                family.max_k);
   if (taps == 1 && x_is_vec) layout.rows = in;
 
   Packing pack_vec, pack_many;
@@ -255,31 +302,33 @@ at::Tensor contract(const at::Tensor& x, const at::Tensor& grad, const SquaredGr
                      (joined && (conv.padding[1] > 0 || x.stride(3) != in || conv.groups > 1));
   Source<T> xs(x, x_is_vec ? pack_vec : pack_many), grads(grad, x_is_vec ? pack_many : pack_vec);
 
-  const at::Tensor result =
-      at::empty({conv.outputs, in, conv.kernel[0], conv.kernel[1]}, at::TensorOptions().dtype(type));
+  const at::Tensor result = at::empty({conv.outputs, in, conv.kernel[0], conv.kernel[1]},
+                                      at::TensorOptions().dtype(type));
   const Int size = conv.groups * layout.padded() * layout.depth();
   const at::Tensor sums = layout.rows > 0 ? result : at::empty({size}, result.options());
   accumulate<T>(walk, layout, xs, grads, fold, sums.mutable_data_ptr<T>(),
-                [&](const auto& a, const auto& b, Int count, const Task& task, T* target, Int out_k, bool add) {
+                [&](const auto& a, const auto& b, Int count, const Task& task, T* target, Int out_k,
+                    bool add) {
                   run_tile<T>(walk, layout, a, b, x_is_vec, fold, count, task, target, out_k, add);
                 });
   if (layout.rows > 0) return result;
   const Int row = in * taps;  // of H, one output channel
-  unpack<T>(layout, taps, x_is_vec ? out : in, sums.const_data_ptr<T>(), result.mutable_data_ptr<T>(), out * row,
-            x_is_vec ? taps : row, x_is_vec ? row : taps);
+  unpack<T>(layout, taps, x_is_vec ? out : in, sums.const_data_ptr<T>(),
+            result.mutable_data_ptr<T>(), out * row, x_is_vec ? taps : row, x_is_vec ? row : taps);
   return result;
 }
 
 template <class T>
-at::Tensor choose(const at::Tensor& x, const at::Tensor& grad, const SquaredGradConv& conv, bool fold) {
+at::Tensor choose(const at::Tensor& x, const at::Tensor& grad, const SquaredGradConv& conv,
+                  bool fold) {
   if (conv.groups > 1 && conv.groups == conv.channels) return depthwise<T>(x, grad, conv);
   return contract<T>(x, grad, conv, fold);
 }
 
 }  // namespace
 
-at::Tensor squared_grad_contract(const at::Tensor& x, const at::Tensor& grad, const SquaredGradConv& conv,
-                                 bool single_position) {
+at::Tensor squared_grad_contract(const at::Tensor& x, const at::Tensor& grad,
+                                 const SquaredGradConv& conv, bool single_position) {
   const auto type = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const Int positions = conv.out_height * conv.out_width;
   if (conv.samples == 0 || conv.channels == 0 || conv.outputs == 0 || positions == 0) {

@@ -1,4 +1,5 @@
-// x or grad as the kernels of squared_grad read it, a chunk of samples at a time: in place, or packed into panels.
+// x or grad as the kernels of squared_grad read it, a chunk of samples at a time: in place, or
+// packed into panels.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -11,7 +12,9 @@
 
 namespace resgrow {
 
-inline Int ceil_div(Int a, Int b) { return (a + b - 1) / b; }
+inline Int ceil_div(Int a, Int b) {
+  return (a + b - 1) / b;
+}
 
 template <class T>
 const SquaredGradKernels<T>& squared_grad_family() {
@@ -29,7 +32,14 @@ struct Operand {
   Int group, panel_width, panel;
   Int sample, row, col;
 
-  const T* at(Int g, Int c) const { return data + g * group + c / panel_width * panel + c % panel_width; }
+  Operand from(Int n) const {
+    Operand rest = *this;
+    rest.data += n * sample;
+    return rest;
+  }
+  const T* at(Int g, Int c) const {
+    return data + g * group + c / panel_width * panel + c % panel_width;
+  }
 };
 
 struct Packing {
@@ -46,20 +56,32 @@ template <class T>
 class Source {
  public:
   Source(const at::Tensor& tensor, const Packing& packing)
-      : tensor_(tensor), packing_(packing), channels_(tensor.size(1) * packing.repeat / packing.groups),
-        panels_(ceil_div(channels_, packing.width)), row_((tensor.size(3) + 2 * packing.padding) * packing.width) {}
+      : tensor_(tensor),
+        packing_(packing),
+        channels_(tensor.size(1) * packing.repeat / packing.groups),
+        panels_(ceil_div(channels_, packing.width)),
+        row_((tensor.size(3) + 2 * packing.padding) * packing.width) {}
 
   // What a chunk of the tensor takes when it is packed.
-  Int sample_bytes() const { return packing_.groups * panels_ * tensor_.size(2) * row_ * sizeof(T); }
+  Int sample_bytes() const {
+    return packing_.groups * panels_ * tensor_.size(2) * row_ * sizeof(T);
+  }
+
+  bool in_place(Int first, Int count) const {
+    return !packing_.needed && room_after(first + count - 1);
+  }
 
   Operand<T> chunk(Int first, Int count) {
-    if (!packing_.needed && room_after(first + count - 1)) {
+    if (in_place(first, count)) {
       const T* data = tensor_.const_data_ptr<T>() + first * tensor_.stride(0);
-      return {data, channels_, kEverything, 0, tensor_.stride(0), tensor_.stride(2), tensor_.stride(3)};
+      return {
+          data, channels_, kEverything, 0, tensor_.stride(0), tensor_.stride(2), tensor_.stride(3)};
     }
-    const Int sample = tensor_.size(2) * row_, panels = packing_.groups * panels_, panel = count * sample;
+    const Int sample = tensor_.size(2) * row_, panels = packing_.groups * panels_,
+              panel = count * sample;
     if (!buffer_.defined()) {
-      buffer_ = at::empty({panels * panel}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>()));
+      buffer_ =
+          at::empty({panels * panel}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>()));
     }
     T* target = buffer_.mutable_data_ptr<T>();
     // Samples of a single pixel are packed together, as if they were pixels.
@@ -74,18 +96,21 @@ class Source {
       }
     });
     // A run may go on into the next columns where one panel holds all channels.
-    return {target, panels_ * panel, panels_ == 1 ? kEverything : packing_.width, panel, sample, row_, packing_.width};
+    return {target, panels_ * panel, panels_ == 1 ? kEverything : packing_.width, panel, sample,
+            row_,   packing_.width};
   }
 
  private:
   static constexpr Int kEverything = Int(1) << 62;  // panel width of an operand that is one panel
 
-  // Vectors that reach beyond the last channel read what follows in memory, and nobody looks at those lanes; beyond
-  // the storage they must not reach.
+  // Vectors that reach beyond the last channel read what follows in memory, and nobody looks at
+  // those lanes; beyond the storage they must not reach.
   bool room_after(Int sample) const {
-    const Int lanes = squared_grad_family<T>().lanes, slack = ceil_div(channels_, lanes) * lanes - channels_;
+    const Int lanes = squared_grad_family<T>().lanes,
+              slack = ceil_div(channels_, lanes) * lanes - channels_;
     if (!packing_.whole || slack == 0) return true;
-    const Int last = tensor_.storage_offset() + sample * tensor_.stride(0) + (tensor_.size(2) - 1) * tensor_.stride(2) +
+    const Int last = tensor_.storage_offset() + sample * tensor_.stride(0) +
+                     (tensor_.size(2) - 1) * tensor_.stride(2) +
                      (tensor_.size(3) - 1) * tensor_.stride(3) + tensor_.size(1) - 1;
     return (last + slack) * Int(sizeof(T)) < Int(tensor_.storage().nbytes());
   }
@@ -118,7 +143,8 @@ class Source {
   }
 
   void pack_channels(SquaredGradPack<T> args, Int offset) const {
-    args.source = static_cast<const char*>(tensor_.const_data_ptr()) + offset * tensor_.element_size();
+    args.source =
+        static_cast<const char*>(tensor_.const_data_ptr()) + offset * tensor_.element_size();
     squared_grad_family<T>().pack(args);
   }
 

@@ -1,5 +1,6 @@
-// Kernels of squared_grad: register tiles of per-sample products, squared before they are accumulated.
-// Included once per instruction set (unit.inc): torch-free and std-free. Expects ISA and VECTOR_BYTES.
+// Kernels of squared_grad: register tiles of per-sample products, squared before they are
+// accumulated. Included once per instruction set (unit.inc): torch-free and std-free. Expects ISA
+// and VECTOR_BYTES.
 #include "cpu/kernels/squared_grad_args.h"
 #include "cpu/kernels/squared_grad_moments.h"
 #include "cpu/kernels/squared_grad_pack.h"
@@ -7,8 +8,8 @@
 namespace resgrow {
 namespace ISA {
 
-// Register tiles: `vectors` x k accumulators, the vectors themselves and one broadcast value must fit the
-// register file (32 with AVX-512, 16 below; without FMA the product needs one more).
+// Register tiles: `vectors` x k accumulators, the vectors themselves and one broadcast value must
+// fit the register file (32 with AVX-512, 16 below; without FMA the product needs one more).
 #if VECTOR_BYTES == 64
 constexpr int kMaxK1 = 28, kMaxK2 = 13, kMaxTaps1 = 9, kMaxTaps2 = 9;
 #elif VECTOR_BYTES == 32
@@ -50,7 +51,8 @@ void squared_grad_tile(const SquaredGradTile<T>& a) {
 #pragma GCC unroll 32
       for (int k = 0; k < K; ++k, out += a.out_k) {
 #pragma GCC unroll 2
-        for (int i = 0; i < VECTORS; ++i) store<V>(out + i * lanes, load<V>(out + i * lanes) + acc[i][k]);
+        for (int i = 0; i < VECTORS; ++i)
+          store<V>(out + i * lanes, load<V>(out + i * lanes) + acc[i][k]);
       }
     } else {
 #pragma GCC unroll 32
@@ -97,7 +99,8 @@ void squared_grad_depthwise(const SquaredGradDepthwise<T>& a) {
           if (ix < 0 || ix >= a.width) continue;
 #pragma GCC unroll 2
           for (int i = 0; i < VECTORS; ++i) {
-            acc[i][k] += load<V>(grad + col * a.grad_col + i * lanes) * load<V>(x + ix * a.x_col + i * lanes);
+            acc[i][k] += load<V>(grad + col * a.grad_col + i * lanes) *
+                         load<V>(x + ix * a.x_col + i * lanes);
           }
         }
       }
@@ -115,7 +118,8 @@ void squared_grad_depthwise(const SquaredGradDepthwise<T>& a) {
   }
 }
 
-// Tables [k] of the template instances 1..MAX, built by recursion because <utility> is out of bounds here.
+// Tables [k] of the template instances 1..MAX, built by recursion because <utility> is out of
+// bounds here.
 template <class T, int VECTORS, int MAX>
 struct SquaredGradTiles {
   void (*entry[MAX + 1])(const SquaredGradTile<T>&) = {};

@@ -6,8 +6,9 @@ namespace resgrow {
 
 using Int = long long;
 
-// out[k * out_k + lane] (+)= sum over samples of f(sum_{row, col} vec[row, col][lane] * bcast[row, col][k]), with
-// f = square (per-sample gradients) or identity. lane runs over whole vectors, k over single values.
+// out[k * out_k + lane] (+)= sum over samples of f(sum_{row, col} vec[row, col][lane] * bcast[row,
+// col][k]), with f = square (per-sample gradients) or identity. lane runs over whole vectors, k
+// over single values.
 template <class T>
 struct SquaredGradTile {
   const T* vec;
@@ -35,8 +36,8 @@ struct SquaredGradDepthwise {
   bool add;  // onto what out holds
 };
 
-// target[pixel][channel] = source[pixel][channel], converted, optionally squared, then `zeros` zeros
-// (together whole vectors, where zeros > 0).
+// target[pixel][channel] = source[pixel][channel], converted, optionally squared, then `zeros`
+// zeros (together whole vectors, where zeros > 0).
 template <class T>
 struct SquaredGradPack {
   const void* source;

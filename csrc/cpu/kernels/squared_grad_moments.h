@@ -2,8 +2,8 @@
 namespace resgrow {
 namespace ISA {
 
-// Channels side by side: VECTORS vectors of them in one pass, so that long rows are read in whole lines, and FLIGHT
-// positions at once to hide the adds' latency.
+// Channels side by side: VECTORS vectors of them in one pass, so that long rows are read in whole
+// lines, and FLIGHT positions at once to hide the adds' latency.
 template <class S, class T, int LANES, int VECTORS, int FLIGHT, bool WEIGHT>
 inline void moments_block(const SquaredGradMoments<T>& a, Int n, Int c) {
   using V = typename Vector<T, LANES>::type;
@@ -57,8 +57,10 @@ template <class S, class T, bool WEIGHT>
 inline void moments_channels(const SquaredGradMoments<T>& a, Int n) {
   constexpr int lanes = VECTOR_BYTES / sizeof(T);
   Int c = 0;
-  for (; c + 4 * lanes <= a.channels; c += 4 * lanes) moments_block<S, T, lanes, 4, 1, WEIGHT>(a, n, c);
-  for (; c + 2 * lanes <= a.channels; c += 2 * lanes) moments_block<S, T, lanes, 2, 2, WEIGHT>(a, n, c);
+  for (; c + 4 * lanes <= a.channels; c += 4 * lanes)
+    moments_block<S, T, lanes, 4, 1, WEIGHT>(a, n, c);
+  for (; c + 2 * lanes <= a.channels; c += 2 * lanes)
+    moments_block<S, T, lanes, 2, 2, WEIGHT>(a, n, c);
   moments_tail<S, T, lanes, WEIGHT>(a, n, c);
 }
 

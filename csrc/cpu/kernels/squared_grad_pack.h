@@ -22,9 +22,9 @@ inline void copy_row(const S* source, T* target, Int count, bool square) {
 }
 
 #if defined(__clang__)
-#define RESGROW_SHUFFLE4(I, a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#  define RESGROW_SHUFFLE4(I, a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
 #else
-#define RESGROW_SHUFFLE4(I, a, b, i, j, k, l) __builtin_shuffle(a, b, I{i, j, k, l})
+#  define RESGROW_SHUFFLE4(I, a, b, i, j, k, l) __builtin_shuffle(a, b, I{i, j, k, l})
 #endif
 
 template <int BYTES>
@@ -40,7 +40,8 @@ struct Index<8> {
 
 // Four channels by four pixels; channels lie source_channel apart, pixels side by side.
 template <class S, class T>
-inline void transpose4(const S* source, Int source_channel, T* target, Int target_pixel, bool square) {
+inline void transpose4(const S* source, Int source_channel, T* target, Int target_pixel,
+                       bool square) {
   using V = typename Vector<T, 4>::type;
   using I = typename Vector<typename Index<sizeof(T)>::type, 4>::type;
   V a = load_widened<T, 4>(source);
@@ -48,8 +49,10 @@ inline void transpose4(const S* source, Int source_channel, T* target, Int targe
   V c = load_widened<T, 4>(source + 2 * source_channel);
   V d = load_widened<T, 4>(source + 3 * source_channel);
   if (square) a *= a, b *= b, c *= c, d *= d;
-  const V ac_low = RESGROW_SHUFFLE4(I, a, c, 0, 4, 1, 5), ac_high = RESGROW_SHUFFLE4(I, a, c, 2, 6, 3, 7);
-  const V bd_low = RESGROW_SHUFFLE4(I, b, d, 0, 4, 1, 5), bd_high = RESGROW_SHUFFLE4(I, b, d, 2, 6, 3, 7);
+  const V ac_low = RESGROW_SHUFFLE4(I, a, c, 0, 4, 1, 5),
+          ac_high = RESGROW_SHUFFLE4(I, a, c, 2, 6, 3, 7);
+  const V bd_low = RESGROW_SHUFFLE4(I, b, d, 0, 4, 1, 5),
+          bd_high = RESGROW_SHUFFLE4(I, b, d, 2, 6, 3, 7);
   store<V>(target, RESGROW_SHUFFLE4(I, ac_low, bd_low, 0, 4, 1, 5));
   store<V>(target + target_pixel, RESGROW_SHUFFLE4(I, ac_low, bd_low, 2, 6, 3, 7));
   store<V>(target + 2 * target_pixel, RESGROW_SHUFFLE4(I, ac_high, bd_high, 0, 4, 1, 5));
@@ -86,7 +89,8 @@ void pack_from(const SquaredGradPack<T>& a) {
       const S* plane = source + c * a.source_channel;
       T* target = a.target + c;
       for (Int p = 0; p + 4 <= a.pixels; p += 4) {
-        transpose4(plane + p, a.source_channel, target + p * a.target_pixel, a.target_pixel, a.square);
+        transpose4(plane + p, a.source_channel, target + p * a.target_pixel, a.target_pixel,
+                   a.square);
       }
       for (Int p = a.pixels & ~Int(3); p < a.pixels; ++p) {
         for (Int j = 0; j < 4; ++j) {

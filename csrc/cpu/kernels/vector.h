@@ -1,5 +1,5 @@
-// Vectors of the instruction set in use, unaligned loads and stores, and bfloat16 widened to float32.
-// Included once per instruction set (unit.inc). Expects ISA and VECTOR_BYTES.
+// Vectors of the instruction set in use, unaligned loads and stores, and bfloat16 widened to
+// float32. Included once per instruction set (unit.inc). Expects ISA and VECTOR_BYTES.
 
 // Vectors wider than the target's are passed between inlined functions only: no ABI to warn about.
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -36,8 +36,12 @@ inline float widen(BFloat16 b) {
   __builtin_memcpy(&f, &bits, sizeof(f));
   return f;
 }
-inline float widen(float f) { return f; }
-inline double widen(double d) { return d; }
+inline float widen(float f) {
+  return f;
+}
+inline double widen(double d) {
+  return d;
+}
 
 template <class T, int LANES>
 __attribute__((always_inline)) inline typename Vector<T, LANES>::type load_widened(const T* p) {
@@ -45,7 +49,8 @@ __attribute__((always_inline)) inline typename Vector<T, LANES>::type load_widen
 }
 
 template <class T, int LANES>
-__attribute__((always_inline)) inline typename Vector<float, LANES>::type load_widened(const BFloat16* p) {
+__attribute__((always_inline)) inline typename Vector<float, LANES>::type load_widened(
+    const BFloat16* p) {
   using Bits = typename Vector<unsigned int, LANES>::type;
   const auto half = load<typename Vector<unsigned short, LANES>::type>(p);
   const Bits bits = __builtin_convertvector(half, Bits) << 16;
