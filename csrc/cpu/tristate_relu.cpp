@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <new>
 #include <tuple>
 #include <vector>
 
@@ -49,9 +50,9 @@ at::Tensor laid_out(const at::Tensor& t, const at::Tensor& like) {
 }
 
 // 1[gate >= .5], compared in the gate's own precision.
-std::vector<bool> open(const at::Tensor& gates) {
+std::vector<char> open(const at::Tensor& gates) {
   const at::Tensor flat = gates.reshape(-1);
-  std::vector<bool> result(flat.numel());
+  std::vector<char> result(flat.numel());
   const auto read = [&](const auto& values) {
     for (size_t i = 0; i < result.size(); ++i) result[i] = values[i] >= 0.5;
   };
@@ -63,6 +64,20 @@ std::vector<bool> open(const at::Tensor& gates) {
   }
   return result;
 }
+
+// Slopes and sums are read with every value: none of their vectors may straddle a cache line.
+template <class A>
+struct CacheAligned {
+  using value_type = A;
+  static constexpr std::align_val_t line{64};
+  CacheAligned() = default;
+  A* allocate(size_t n) { return static_cast<A*>(::operator new(n * sizeof(A), line)); }
+  void deallocate(A* p, size_t) { ::operator delete(p, line); }
+  friend bool operator==(CacheAligned, CacheAligned) { return true; }
+  friend bool operator!=(CacheAligned, CacheAligned) { return false; }
+};
+template <class A>
+using Buffer = std::vector<A, CacheAligned<A>>;
 
 // One call: A is the type of slopes and sums.
 template <class A>
@@ -112,17 +127,27 @@ class Pass {
   }
 
  private:
+  // Calls f(channel, first column, last column) for each run of one channel among `count` columns.
+  template <class F>
+  void each_run(int64_t count, int64_t inner, const F& f) const {
+    int64_t channel = 0;
+    for (int64_t i = 0; i < count; i += inner) {
+      f(channel, i, i + inner);
+      if (++channel == channels_) channel = 0;
+    }
+  }
+
   // Slopes of `count` columns, `inner` of them to a channel.
   void slopes(int64_t count, int64_t inner) {
     positive_.resize(count);
     negative_.resize(count);
-    for (int64_t i = 0; i < count;) {
-      const bool width = width_[i / inner % channels_];
-      for (const int64_t end = i + inner; i < end; ++i) {
-        positive_[i] = width;
-        negative_[i] = width && depth_;
+    each_run(count, inner, [&](int64_t channel, int64_t begin, int64_t end) {
+      const A positive = width_[channel], negative = width_[channel] && depth_;
+      for (int64_t i = begin; i < end; ++i) {
+        positive_[i] = positive;
+        negative_[i] = negative;
       }
-    }
+    });
   }
 
   TriStateRelu args(int64_t offset, int64_t slope, int64_t rows, int64_t cols, int64_t stride,
@@ -138,7 +163,7 @@ class Pass {
     const int64_t count = outer_ * channels_;
     const int64_t pieces = (inner_ + kItem - 1) / kItem;
     const int64_t group = std::max<int64_t>(1, kItem / inner_);
-    std::vector<A> sums(sums_ ? 2 * count * pieces : 0);
+    Buffer<A> sums(sums_ ? 2 * count * pieces : 0);
     const int64_t items = (count + group - 1) / group * pieces;
     at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -152,12 +177,12 @@ class Pass {
       }
     });
     if (!sums_) return;
-    for (int64_t run = 0; run < count; ++run) {
-      for (int64_t i = run * pieces; i < (run + 1) * pieces; ++i) {
-        above_[run % channels_] += sums[2 * i];
-        below_[run % channels_] += sums[2 * i + 1];
+    each_run(count * pieces, pieces, [&](int64_t channel, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        above_[channel] += sums[2 * i];
+        below_[channel] += sums[2 * i + 1];
       }
-    }
+    });
   }
 
   // Channels alternate: rows of whole periods, cut into blocks of rows and columns.
@@ -169,7 +194,7 @@ class Pass {
     const int64_t row_blocks = (rows + tall - 1) / tall,
                   col_blocks = (cols + kColumns - 1) / kColumns;
     slopes(cols, inner_);
-    std::vector<A> sums(sums_ ? 2 * cols * (row_blocks + 1) : 0);
+    Buffer<A> sums(sums_ ? 2 * cols * (row_blocks + 1) : 0);
     at::parallel_for(0, row_blocks * col_blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t block = i / col_blocks, start = i % col_blocks * kColumns;
@@ -196,10 +221,12 @@ class Pass {
         add(block, start, std::min(kColumns, cols - start));
     }
     if (rest > 0) add(row_blocks, 0, rest);
-    for (int64_t i = 0; i < cols; ++i) {
-      above_[i / inner_ % channels_] += above[i];
-      below_[i / inner_ % channels_] += below[i];
-    }
+    each_run(cols, inner_, [&](int64_t channel, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        above_[channel] += above[i];
+        below_[channel] += below[i];
+      }
+    });
   }
 
   const TriStateReluKernels& kernels_;
@@ -209,9 +236,9 @@ class Pass {
   char* out_;
   const bool sums_;
   const int64_t channels_, inner_, outer_;
-  const std::vector<bool> width_;
+  const std::vector<char> width_;
   const bool depth_;
-  std::vector<A> positive_, negative_;
+  Buffer<A> positive_, negative_;
   std::vector<double> above_,
       below_;  // per channel: sums of grad * x over x >= 0 and over the rest
 };

@@ -41,6 +41,18 @@ inline void store_narrowed(const V& v, BFloat16* p) {
   store(p, __builtin_convertvector(bits >> 16, typename Vector<unsigned short, lanes>::type));
 }
 
+// Halves are added until one value is left: fewer dependent additions than lane by lane.
+template <class A, int LANES>
+inline A sum_lanes(const typename Vector<A, LANES>::type& v) {
+  if constexpr (LANES == 2) {
+    return v[0] + v[1];
+  } else {
+    using Half = typename Vector<A, LANES / 2>::type;
+    const A* lanes = reinterpret_cast<const A*>(&v);
+    return sum_lanes<A, LANES / 2>(load<Half>(lanes) + load<Half>(lanes + LANES / 2));
+  }
+}
+
 // The pointers of one row, and what is done with one vector or one value of it.
 template <class T, bool FORWARD, bool OUT, bool SUMS>
 struct TriStateRow {
@@ -80,7 +92,8 @@ struct TriStateRow {
 };
 
 template <class T, bool FORWARD, bool OUT, bool SUMS>
-void tristate_runs(const TriStateRelu& a) {
+void tristate_runs(const TriStateRelu& args) {
+  const TriStateRelu a = args;  // a copy, which no store can be taken to change
   using Row = TriStateRow<T, FORWARD, OUT, SUMS>;
   using A = typename Row::A;
   using V = typename Row::V;
@@ -96,17 +109,16 @@ void tristate_runs(const TriStateRelu& a) {
       row.vector(i, positives, negatives, above[0], below[0]);
       row.vector(i + Row::lanes, positives, negatives, above[1], below[1]);
     }
+    if (i + Row::lanes <= a.cols) {
+      row.vector(i, positives, negatives, above[0], below[0]);
+      i += Row::lanes;
+    }
     A sum_above = 0, sum_below = 0;
     for (; i < a.cols; ++i) row.value(i, positive, negative, sum_above, sum_below);
     if (SUMS) {
-      above[0] += above[1];
-      below[0] += below[1];
-      for (int lane = 0; lane < Row::lanes; ++lane) {
-        sum_above += above[0][lane];
-        sum_below += below[0][lane];
-      }
-      static_cast<A*>(a.sums)[2 * r] = sum_above;
-      static_cast<A*>(a.sums)[2 * r + 1] = sum_below;
+      static_cast<A*>(a.sums)[2 * r] = sum_above + sum_lanes<A, Row::lanes>(above[0] + above[1]);
+      static_cast<A*>(a.sums)[2 * r + 1] =
+          sum_below + sum_lanes<A, Row::lanes>(below[0] + below[1]);
     }
     if (++channel == a.channels) channel = 0;
   }
@@ -114,7 +126,8 @@ void tristate_runs(const TriStateRelu& a) {
 
 // ROWS rows at once: the slopes and sums of a column are read and written once for all of them.
 template <int ROWS, class T, bool FORWARD, bool OUT, bool SUMS>
-void tristate_column_rows(const TriStateRelu& a, Int first) {
+void tristate_column_rows(const TriStateRelu& args, Int first) {
+  const TriStateRelu a = args;  // a copy, which no store can be taken to change
   using Row = TriStateRow<T, FORWARD, OUT, SUMS>;
   using A = typename Row::A;
   using V = typename Row::V;
@@ -122,6 +135,7 @@ void tristate_column_rows(const TriStateRelu& a, Int first) {
   const A* negative = static_cast<const A*>(a.negative);
   A* above = static_cast<A*>(a.sums);
   A* below = SUMS ? above + a.cols : nullptr;
+  const Row row(a, first);
   Int i = 0;
   for (; i + Row::lanes <= a.cols; i += Row::lanes) {
     const V p = load<V>(positive + i), n = load<V>(negative + i);
@@ -131,7 +145,7 @@ void tristate_column_rows(const TriStateRelu& a, Int first) {
       vb = load<V>(below + i);
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < ROWS; ++r) Row(a, first + r).vector(i, p, n, va, vb);
+    for (int r = 0; r < ROWS; ++r) row.vector(i + r * a.stride, p, n, va, vb);
     if (SUMS) {
       store(above + i, va);
       store(below + i, vb);
@@ -139,7 +153,9 @@ void tristate_column_rows(const TriStateRelu& a, Int first) {
   }
   for (; i < a.cols; ++i) {
     A va = 0, vb = 0;
-    for (int r = 0; r < ROWS; ++r) Row(a, first + r).value(i, positive[i], negative[i], va, vb);
+    for (int r = 0; r < ROWS; ++r) {
+      row.value(i + r * a.stride, positive[i], negative[i], va, vb);
+    }
     if (SUMS) {
       above[i] += va;
       below[i] += vb;
