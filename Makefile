@@ -3,6 +3,7 @@
 #   VENV=DIR     the virtual environment to use or create (default .venv)
 #   PYTHON=EXE   the Python that creates it (default python3)
 #   TORCH=REQ    what to install where torch is missing, e.g. TORCH="torch==2.13.0" (default torch)
+#   DEMO_ARGS="..." PYTEST_ARGS="..."   passed on to `resgrow fit` and pytest
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -15,10 +16,10 @@ NATIVE := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 .PHONY: demo test bench lint format clean
 
 demo: $(VENV)/.built
-	$(PY) -m resgrow fit --data digits --model resnet8 --budget params=0.1
+	$(PY) -m resgrow fit --data digits --model resnet8 --budget params=0.1 $(DEMO_ARGS)
 
 test: $(VENV)/.built $(VENV)/.test
-	$(PY) -m pytest
+	$(PY) -m pytest $(PYTEST_ARGS)
 
 bench: $(VENV)/.built $(VENV)/.test
 	$(PY) -m pytest benchmarks --override-ini "python_files=bench_*.py" --benchmark-columns=median,iqr,rounds \

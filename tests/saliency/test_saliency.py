@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resgrow import curvature, saliency
-from resgrow.saliency import damping as damping_module
-from resgrow.saliency.damping import MULTIPLES, TEMPERATURES, mean_curvature
+from resgrow.ops import reference
+from resgrow.saliency import path as path_module
+from resgrow.saliency.damping import mean_curvature
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_obd_is_half_damped_curvature_times_weight_squared(trained):
     assert scores.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(scores[name], 0.5 * (h[name] + d) * parameter.detach() ** 2)
-    assert (scores.method, scores.damping, scores.temperature) == ("obd", 0.5, 1.0)
+    assert (scores.method, scores.damping, scores.stages) == ("obd", 0.5, [])
 
 
 def test_undamped_obd_is_exact_where_the_loss_is_quadratic():
@@ -64,39 +65,60 @@ def test_infinite_damping_orders_like_magnitude(trained):
     assert torch.equal(magnitude, model[0].weight.detach().abs().flatten())
 
 
-def test_automatic_damping_tries_and_takes_the_least_harmful(trained):
-    model, x, y = trained
-    scores = saliency(model, nn.CrossEntropyLoss(), [(x[:200], y[:200]), (x[200:], y[200:])])
-    tried = {(trial.temperature, trial.damping) for trial in scores.trials}
-    assert {damping for temperature, damping in tried if temperature == 1.0} == set(MULTIPLES)
-    assert {temperature for temperature, _ in tried} == set(TEMPERATURES)
-    costs = [trial.cost for trial in scores.trials]
-    assert costs == sorted(costs)
-    assert costs[0] < costs[-1]
-    assert (scores.damping, scores.temperature) == (scores.trials[0].damping, scores.trials[0].temperature)
-    again = saliency(model, nn.CrossEntropyLoss(), (x, y), damping=scores.damping, temperature=scores.temperature)
-    torch.testing.assert_close(dict(again), dict(scores), rtol=0.5, atol=1e-6)
-
-
-def test_trials_measure_the_loss_of_the_pruned_model(trained):
-    model, x, y = trained
-    scores = saliency(model, F.cross_entropy, (x, y), curvature="ggn", temperature=2.0)
-    best = scores.trials[0]
-    ranked = torch.cat([scores["0.weight"].flatten(), scores["2.weight"].flatten()])
+def pruned_at(model: nn.Module, scores: dict[str, Tensor], sparsity: float) -> nn.Module:
+    """A copy without the lowest-scoring weights of all layers together."""
+    names = [name for name in scores if scores[name].dim() == 2]
+    total = sum(scores[name].numel() for name in names)
+    keep = reference.select_mask([scores[name] for name in names], total - round((1 - sparsity) * total))
     pruned = copy.deepcopy(model)
-    threshold = ranked.kthvalue(round(0.9 * ranked.numel())).values
     with torch.no_grad():
-        for name in ("0.weight", "2.weight"):
-            pruned.get_parameter(name)[scores[name] <= threshold] = 0
-        assert F.cross_entropy(pruned(x), y).item() == pytest.approx(best.losses[1], rel=1e-5)
+        for name, mask in zip(names, keep, strict=True):
+            pruned.get_parameter(name).mul_(mask)
+    return pruned
 
 
-def test_one_shot_iterators_serve_all_temperatures(trained):
+def test_automatic_damping_measures_and_takes_the_least_harmful(trained):
+    model, x, y = trained
+    scores = saliency(model, F.cross_entropy, [(x[:200], y[:200]), (x[200:], y[200:])])
+    assert scores.stages[0].sparsity == pytest.approx(0.25)
+    assert scores.stages[-1].sparsity > 0.97
+    for stage in scores.stages:
+        assert len(stage.losses) >= 2
+        assert stage.losses[stage.damping] == min(stage.losses.values())
+    with torch.no_grad():
+        for stage in scores.stages[:8]:
+            loss = F.cross_entropy(pruned_at(model, scores, stage.sparsity)(x), y).item()
+            assert loss == pytest.approx(stage.losses[stage.damping], rel=1e-4)
+
+
+def test_automatic_damping_beats_magnitude_and_single_shot_scores(trained):
+    model, x, y = trained
+    auto = saliency(model, F.cross_entropy, (x, y))
+    rivals = [saliency(model, method="magnitude"), saliency(model, F.cross_entropy, (x, y), damping=0.0)]
+    with torch.no_grad():
+
+        def loss(scores: dict[str, Tensor]) -> float:
+            return F.cross_entropy(pruned_at(model, scores, 0.8)(x), y).item()
+
+        assert loss(auto) < min(loss(scores) for scores in rivals)
+
+
+def test_scores_of_a_path_sum_to_about_the_loss_they_cost(trained):
+    model, x, y = trained
+    scores = saliency(model, F.cross_entropy, (x, y), curvature="ggn")
+    with torch.no_grad():
+        base = F.cross_entropy(model(x), y).item()
+        cost = F.cross_entropy(pruned_at(model, scores, 0.9)(x), y).item() - base
+    ranked = torch.cat([scores[name].flatten() for name in ("0.weight", "2.weight")]).sort().values
+    predicted = ranked[: round(0.9 * len(ranked))].sum().item()
+    assert 0.2 < predicted / cost < 5
+
+
+def test_one_shot_iterators_are_read_once(trained):
     model, x, y = trained
     batches = [(x[:200], y[:200]), (x[200:], y[200:])]
     once = saliency(model, F.cross_entropy, iter(batches))
     again = saliency(model, F.cross_entropy, batches)
-    assert len(once.trials) == len(again.trials)
     assert all(torch.equal(once[name], again[name]) for name in again)
 
 
@@ -143,7 +165,7 @@ def test_weights_that_are_not_finite_are_named(trained):
         saliency(model, method="magnitude")
 
 
-def test_probe_losses_may_be_infinite_but_not_nan(trained, monkeypatch):
+def test_an_infinite_loss_on_the_path_is_a_loss_like_any_other(trained, monkeypatch):
     model, x, y = trained
-    monkeypatch.setattr(damping_module, "mean_loss", lambda *args, **kwargs: float("inf"))
-    assert saliency(model, F.cross_entropy, (x, y)).trials[0].losses == (float("inf"),) * 3
+    monkeypatch.setattr(path_module, "mean_loss", lambda *args, **kwargs: float("inf"))
+    assert set(saliency(model, F.cross_entropy, (x, y)).stages[0].losses.values()) == {float("inf")}
