@@ -60,13 +60,30 @@ def test_many_scores(kind: str, share: float) -> None:
     assert torch.equal(keep.flatten(), (x > threshold) | ((x == threshold) & (ties > k - below)))
 
 
-# What a sample of the scores says nothing about: the extremes in a few places.
 @pytest.mark.parametrize("k", [1, 2, 3, 999_998, 1_999_999, 2_000_000])
 def test_rare_extremes(k: int) -> None:
     x = torch.ones(2_000_000)
     x[[5, 1_000_000]] = torch.tensor([-2.0, -1.0])
     x[[77, 1_500_000]] = torch.tensor([3.0, 2.0])
     assert_like_reference([x], k)
+
+
+def sampled_places(total: int, size: int = 1 << 14) -> Tensor:
+    """Where the native code looks for a first idea of ranks: one place in each of `size` stretches."""
+    random, stretch, places = 0, total // size, []
+    for i in range(size):
+        random = (random * 6364136223846793005 + 1442695040888963407) % 2**64
+        places.append(i * stretch + (random >> 33) % stretch)
+    return torch.tensor(places)
+
+
+@pytest.mark.parametrize("sampled", ["above", "apart"])
+def test_scores_whose_sample_misleads(sampled: str) -> None:
+    x = torch.rand(1_300_000)
+    places = sampled_places(x.numel())
+    # "above": the rank lies below the bracket; "apart": the bracket holds nearly all scores.
+    x[places] = torch.full((len(places),), 2.0) if sampled == "above" else 2.0 * (places % 2) - 0.5
+    assert_like_reference([x[:400_000], x[400_000:]], x.numel() // 2)
 
 
 value = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0, float("inf"), -float("inf")])
@@ -135,9 +152,10 @@ def test_registration(sample: tuple[list[Tensor], int]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("size", [10, 1_200_000])
-def test_nan_is_refused_with_its_tensor(isa: str, dtype: torch.dtype, sign: int, size: int) -> None:
+@pytest.mark.parametrize("many", [False, True])
+def test_nan_is_refused_with_its_tensor(isa: str, dtype: torch.dtype, sign: int, size: int, many: bool) -> None:
     given_scores = [torch.zeros(3, dtype=dtype), torch.zeros(size, dtype=dtype), torch.zeros(2, dtype=dtype)]
-    given_scores[1][size // 2 + 1] = sign * torch.nan
+    given_scores[1][size // 2 : None if many else size // 2 + 1] = sign * torch.nan
     for call, k in ((ops.select_threshold, 1), (ops.select_mask, 4), (ops.select_mask, 0)):
         with pytest.raises(ValueError, match=rf"^{call.__name__}: .*NaN in scores\[1\]"):
             call(given_scores, k)

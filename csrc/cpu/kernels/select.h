@@ -15,6 +15,8 @@ struct SelectBits {
   static constexpr U infinity = U(INFINITY_BITS);
 
   static U key(U bits) { return S(bits) < 0 ? U(U(0) - bits) : U(bits + sign); }
+  // The key with its range moved to that of signed integers, which vectors compare faster.
+  static S order(U key) { return S(U(key ^ sign)); }
   static U bits(U key) { return key < sign ? U(U(0) - key) : U(key - sign); }
   static bool nan(U bits) { return U(bits & U(~sign)) > infinity; }
 };
@@ -22,6 +24,11 @@ struct SelectBits {
 using SelectFloat = SelectBits<unsigned int, int, 0x7f800000>;
 using SelectDouble = SelectBits<unsigned long long, long long, 0x7ff0000000000000>;
 using SelectBFloat16 = SelectBits<unsigned short, short, 0x7f80>;
+
+// Index of the first byte in memory order that is set.
+inline int select_first_flag(unsigned long long flags) {
+  return __builtin_ctzll(flags) / 8;  // little-endian, as every processor here
+}
 
 template <class Bits>
 bool select_histogram(const void* scores, Int n, SelectDigit digit, unsigned* counts) {
@@ -53,25 +60,41 @@ bool select_histogram(const void* scores, Int n, SelectDigit digit, unsigned* co
 }
 
 template <class Bits>
-Int select_compact(const void* scores, Int n, SelectKey prefix, int shift, void* kept) {
+bool select_partition(const void* scores, Int n, SelectKey lower, SelectKey upper, void* between,
+                      SelectCounts* counts) {
   using U = typename Bits::U;
-  constexpr Int block =
-      64;  // matches are rare: most blocks are passed over after one vector comparison
+  using S = typename Bits::S;
+  constexpr Int block = 1024;  // counts of a block fit every U
+  constexpr int word = sizeof(unsigned long long);
+  unsigned char inside[block];
   const U* bits = static_cast<const U*>(scores);
-  const U wanted = U(prefix);
-  U* out = static_cast<U*>(kept);
-  Int found = 0;
+  U* out = static_cast<U*>(between);
+  const S low = Bits::order(U(lower)), high = Bits::order(U(upper));
+  U nan = 0;
   for (Int start = 0; start < n; start += block, bits += block) {
     const Int count = n - start < block ? n - start : block;
-    U any = 0;
-    for (Int i = 0; i < count; ++i) any |= U(U(Bits::key(bits[i]) >> shift) == wanted);
-    if (!any) continue;
+    U below_lower = 0, to_lower = 0, to_upper = 0;
     for (Int i = 0; i < count; ++i) {
-      out[found] = bits[i];
-      found += U(Bits::key(bits[i]) >> shift) == wanted;
+      const S key = Bits::order(Bits::key(bits[i]));
+      below_lower += U(key < low);
+      to_lower += U(key <= low);
+      to_upper += U(key <= high);
+      inside[i] = (key > low) & (key < high);
+      nan |= U(Bits::nan(bits[i]));
+    }
+    counts->below_lower += Int(below_lower);
+    counts->to_lower += Int(to_lower);
+    counts->to_upper += Int(to_upper);
+    // Few are inside: words of eight flags are passed over at once.
+    for (Int i = 0; i < count; i += word) {
+      for (Int j = i + word > count ? count : i + word; j < i + word; ++j) inside[j] = 0;
+      unsigned long long flags;
+      __builtin_memcpy(&flags, inside + i, word);
+      for (; flags; flags &= flags - 1) *out++ = bits[i + select_first_flag(flags)];
     }
   }
-  return found;
+  counts->between += out - static_cast<U*>(between);
+  return nan != 0;
 }
 
 template <class Bits>
@@ -114,7 +137,7 @@ void select_score(SelectKey key, void* out) {
 
 template <class Bits>
 constexpr SelectKernels select_kernels() {
-  return {Bits::width,       select_histogram<Bits>, select_compact<Bits>,
+  return {Bits::width,       select_histogram<Bits>, select_partition<Bits>,
           select_mask<Bits>, select_mask_ties<Bits>, select_score<Bits>};
 }
 

@@ -23,13 +23,22 @@ constexpr int kSelectBins = 1 << kSelectDigitBits;
 constexpr int kSelectCopies = 4;
 constexpr int kSelectStride = kSelectBins + 16;
 
+// What lies on which side of two bounds, lower <= upper.
+struct SelectCounts {
+  Int below_lower, to_lower;  // key < lower, key <= lower
+  Int between;                // lower < key < upper
+  Int to_upper;               // key <= upper
+};
+
 // `scores` is an array of n values of the table's type.
 struct SelectKernels {
   int key_bits;
   // Adds to counts[kSelectCopies][kSelectStride]; returns whether any score is NaN.
   bool (*histogram)(const void* scores, Int n, SelectDigit digit, unsigned* counts);
-  // Copies the scores with key >> shift == prefix to `kept` (room for n); returns how many.
-  Int (*compact)(const void* scores, Int n, SelectKey prefix, int shift, void* kept);
+  // Adds to `counts` and appends the scores with lower < key < upper to `between`, which has room
+  // for n; returns whether any score is NaN.
+  bool (*partition)(const void* scores, Int n, SelectKey lower, SelectKey upper, void* between,
+                    SelectCounts* counts);
   // keep = key > bound, or key >= bound with keep_equal; returns how many keys equal the bound.
   Int (*mask)(const void* scores, Int n, SelectKey bound, bool keep_equal, bool* keep);
   // keep = key >= bound, but the first `drop` scores that equal the bound go.
