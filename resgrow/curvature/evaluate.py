@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from resgrow._modes import eval_mode
 from resgrow.curvature.batches import Batch, call
 from resgrow.curvature.heads import LossFn, reduction_of
-from resgrow.curvature.modes import eval_mode
 
 
 def mean_loss(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resgrow.curvature.modes import eval_mode
+from resgrow._modes import eval_mode
 from resgrow.curvature.rules import Layer
 
 Visit = Callable[[Layer, Tensor, Tensor], None]

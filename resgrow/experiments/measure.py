@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resgrow._errors import RunError
+from resgrow._modes import eval_mode
 from resgrow.experiments.models import as_input
 
 EVALUATION_BATCH = 1000
@@ -22,16 +23,12 @@ LATENCY_REPETITIONS = 20
 @torch.inference_mode()
 def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Mean cross-entropy and accuracy in [0, 1], in eval mode; the model's mode is restored."""
-    was_training = model.training
-    model.eval()
-    try:
-        loss, correct = 0.0, 0
+    loss, correct = 0.0, 0
+    with eval_mode(model):
         for images, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
             logits = model(as_input(images))
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             correct += int((logits.argmax(1) == labels).sum())
-    finally:
-        model.train(was_training)
     return loss / len(y), correct / len(y)
 
 

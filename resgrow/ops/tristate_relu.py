@@ -39,9 +39,7 @@ def _(x: Tensor, w: Tensor, d: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("resgrow::tristate_relu_backward")
-def _(
-    grad: Tensor, x: Tensor, w: Tensor, d: Tensor, need_x: bool, need_gates: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, w: Tensor, d: Tensor, need_x: bool, need_gates: bool) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(x) if need_x else x.new_empty(0),
         torch.empty_like(w) if need_gates else w.new_empty(0),

@@ -51,8 +51,9 @@ def along_path(
 ) -> tuple[dict[str, Tensor], list[Stage]]:
     """Damped OBD scores, each as of the stage at which its weight was deleted.
 
-    Scores never fall from one stage to the next (a later deletion counts more than the dearest of the stage before), so one threshold reproduces the network of any stage, and the scores of a set sum to about the
-    loss it costs. Biases, gains and gates are not deleted; theirs are of the full network.
+    Scores never fall from one stage to the next (a later deletion counts more than the dearest of the stage before), so
+    one threshold reproduces the network of any stage, and the scores of a set sum to about the loss it costs. Biases,
+    gains and gates are not deleted; theirs are of the full network.
 
     Args:
         model: only read; deletions happen in a copy.

@@ -1,25 +1,13 @@
 """Running a model on example inputs without leaving a trace on it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from resgrow._modes import eval_mode
+
 Inputs = Tensor | Sequence[Tensor]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's training flag is put back at the end."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def as_inputs(example_inputs: Inputs, op: str) -> tuple[Tensor, ...]:
@@ -48,7 +36,7 @@ def evaluate(model: nn.Module, inputs: Sequence[Tensor], op: str) -> Tensor:
         ValueError: the model does not run on them; the original error is chained.
         TypeError: the output is not one tensor.
     """
-    with evaluating(model):
+    with eval_mode(model), torch.no_grad():
         try:
             output = model(*inputs)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:

@@ -319,3 +319,19 @@ def test_an_input_modified_after_its_layer_is_noticed():
 
     with pytest.raises(RuntimeError, match="input of module 'b' was modified in place"):
         curvature(Spoiled(), F.cross_entropy, (X, Y))
+
+
+def test_compiled_models_are_measured_eagerly_and_stay_compiled():
+    model, x, y = convnet(), IMAGES, torch.tensor(LABELS)
+    wanted = curvature(model, F.cross_entropy, (x, y), "ggn")
+    compiled = torch.compile(model, backend="eager")
+    compiled(x)
+    found = curvature(compiled, F.cross_entropy, (x, y), "ggn")
+    assert_same(found, {f"_orig_mod.{name}": value for name, value in wanted.items()})
+
+
+def test_copies_and_pickles_of_a_measured_model_are_free_of_taps():
+    model, x, y = convnet(), IMAGES, torch.tensor(LABELS)
+    curvature(model, F.cross_entropy, (x, y))
+    twin = copy.deepcopy(model)
+    assert_same(curvature(twin, F.cross_entropy, (x, y)), curvature(model, F.cross_entropy, (x, y)))
