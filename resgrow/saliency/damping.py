@@ -21,15 +21,21 @@ def mean_curvature(h: Mapping[str, Tensor]) -> float:
     return sum(float(t.double().sum()) for t in weights) / max(1, sum(t.numel() for t in weights))
 
 
-def obd(model: nn.Module, h: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
-    """``1/2 (h + d) w^2`` with ``d = damping * mean_curvature(h)`` (LeCun, Denker & Solla 1990, eq. 3, damped).
+def obd(model: nn.Module, h: Mapping[str, Tensor], damping: float, power: float = 1.0) -> dict[str, Tensor]:
+    """``1/2 (h + d)^power m^(1 - power) w^2`` with ``m = mean_curvature(h)`` and ``d = damping * m``.
 
-    The predicted rise of the mean loss when an element goes. At a trained optimum softmax saturates and the
-    curvature of most weights is nearly zero, so that undamped OBD predicts far too little for deleting many at once;
-    damping spans the range from classical OBD (``d = 0``) to magnitude pruning (``d -> infinity``).
+    The predicted rise of the mean loss when an element goes: LeCun, Denker & Solla 1990, eq. 3, for ``d = 0`` and
+    ``power = 1``. At a trained optimum softmax saturates and the curvature of most weights is nearly zero, so that
+    undamped OBD predicts far too little for deleting many at once. Two knobs draw curvature towards its mean, one
+    by addition and one geometrically; ``d -> infinity`` and ``power -> 0`` both order like magnitude.
 
-    ``h`` as from ``resgrow.curvature``; scores have its shapes and dtypes.
+    ``h`` as from ``resgrow.curvature``, >= 0; scores have its shapes and dtypes.
     """
-    d = damping * mean_curvature(h)
+    mean = mean_curvature(h)
     parameters = dict(model.named_parameters())
-    return {name: 0.5 * (value + d) * parameters[name].detach().square() for name, value in h.items()}
+    scores = {}
+    for name, value in h.items():
+        damped = value + damping * mean
+        shrunk = damped if power == 1 else damped.pow(power) * mean ** (1 - power)
+        scores[name] = 0.5 * shrunk * parameters[name].detach().square()
+    return scores

@@ -2,12 +2,13 @@
 
 Deletions interact. Saliencies taken once, on the full network, underestimate what deleting most of it costs, and
 the right damping changes as it empties. So weights are deleted stage by stage in a copy, curvature is taken anew
-after each stage, and each stage takes the damping whose deletions are *measured* to hurt least.
+after each stage, and each stage takes the damping and power whose deletions are *measured* to hurt least.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,8 +25,9 @@ from resgrow.saliency.damping import obd, weight_names
 KEEP = 0.75
 # The path ends when this share of the weights is left; the survivors are ranked by the last curvature.
 LEAST = 0.02
-# Damping moves by this factor at most from one stage to the next, within these bounds.
+# Damping moves by this factor at most from one stage to the next, within these bounds; powers are tried at each.
 FACTOR, WEAKEST, STRONGEST = 3.0, 0.1, 10.0
+POWERS = (1.0, 0.5)
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class Stage:
     Attributes:
         sparsity: share of all weights deleted after it.
         damping: the multiple of the mean curvature that was taken.
-        losses: mean loss after the stage's deletions under each damping tried.
+        power: the power of the damped curvature that was taken.
+        losses: mean loss after the stage's deletions under each (damping, power) tried.
     """
 
     sparsity: float
     damping: float
-    losses: Mapping[float, float]
+    power: float
+    losses: Mapping[tuple[float, float], float]
 
 
 def along_path(
@@ -57,7 +61,7 @@ def along_path(
 
     Args:
         model: only read; deletions happen in a copy.
-        probe: batches on which each damping is tried.
+        probe: batches on which every setting is tried.
         curvature_of: model -> diagonal curvature, see ``resgrow.curvature``.
     """
     path = _Path(copy.deepcopy(model), loss_fn, probe)
@@ -79,21 +83,18 @@ class _Path:
         self._floor = 0.0
 
     def advance(self, h: Mapping[str, Tensor], density: float) -> None:
-        """One stage: delete down to ``density`` under the best of up to three dampings."""
+        """One stage: delete down to ``density`` under the best of the settings tried."""
         if not self._alive:
             self._alive = {name: torch.ones_like(h[name], dtype=torch.bool) for name in weight_names(h)}
-        best: tuple[float, float, dict[str, Tensor], dict[str, Tensor]] | None = None
-        losses = {}
-        for damping in self._dampings():
-            scores = obd(self.model, h, damping)
+        tried = {}
+        for setting in itertools.product(self._dampings(), POWERS):
+            scores = obd(self.model, h, *setting)
             keep = self._select(scores, density)
-            losses[damping] = self._loss(keep)
-            if best is None or losses[damping] < best[0]:
-                best = losses[damping], damping, scores, keep
-        assert best is not None
-        _, damping, scores, keep = best
-        self._record(scores, keep)
-        self.stages.append(Stage(1 - density, damping, losses))
+            tried[setting] = self._loss(keep), scores, keep
+        damping, power = best = min(tried, key=lambda setting: tried[setting][0])
+        self._record(*tried[best][1:])
+        losses = {setting: loss for setting, (loss, _, _) in tried.items()}
+        self.stages.append(Stage(1 - density, damping, power, losses))
 
     def _dampings(self) -> list[float]:
         last = self.stages[-1].damping if self.stages else 1.0

@@ -57,6 +57,15 @@ def test_undamped_obd_is_exact_where_the_loss_is_quadratic():
         assert F.mse_loss(x @ weight.T, y).item() - base == pytest.approx(scores.flatten()[k].item(), rel=1e-9)
 
 
+def test_power_draws_curvature_to_its_mean_geometrically(trained):
+    model, x, y = trained
+    h = curvature(model, F.cross_entropy, (x, y), "ggn")
+    scores = saliency(model, F.cross_entropy, (x, y), curvature="ggn", damping=0.5, power=0.25)
+    mean = mean_curvature(h)
+    wanted = 0.5 * (h["0.weight"] + 0.5 * mean) ** 0.25 * mean**0.75 * model[0].weight.detach() ** 2
+    torch.testing.assert_close(scores["0.weight"], wanted)
+
+
 def test_infinite_damping_orders_like_magnitude(trained):
     model, x, y = trained
     damped = saliency(model, F.cross_entropy, (x, y), damping=1e9)["0.weight"].flatten()
@@ -83,12 +92,12 @@ def test_automatic_damping_measures_and_takes_the_least_harmful(trained):
     assert scores.stages[0].sparsity == pytest.approx(0.25)
     assert scores.stages[-1].sparsity > 0.97
     for stage in scores.stages:
-        assert len(stage.losses) >= 2
-        assert stage.losses[stage.damping] == min(stage.losses.values())
+        assert len(stage.losses) >= 4
+        assert stage.losses[stage.damping, stage.power] == min(stage.losses.values())
     with torch.no_grad():
         for stage in scores.stages[:8]:
             loss = F.cross_entropy(pruned_at(model, scores, stage.sparsity)(x), y).item()
-            assert loss == pytest.approx(stage.losses[stage.damping], rel=1e-4)
+            assert loss == pytest.approx(stage.losses[stage.damping, stage.power], rel=1e-4)
 
 
 def test_automatic_damping_beats_magnitude_and_single_shot_scores(trained):
@@ -145,6 +154,7 @@ def test_damping_is_of_all_weights_together():
         ({"damping": "automatic"}, "damping must be 'auto' or a number"),
         ({"damping": True}, "damping must be 'auto' or a number"),
         ({"damping": float("nan")}, "damping must be 'auto' or a number"),
+        ({"power": 0.0}, "power must be in"),
         ({"curvature": "hess"}, "method must be one of"),
         ({"data": None}, "needs loss_fn and data"),
         ({"data": []}, "no batches"),
