@@ -22,7 +22,7 @@ namespace {
 
 constexpr int64_t kChunk = 1 << 16;
 constexpr int64_t kSample = 1 << 14;
-constexpr int64_t kSampled = 1 << 20;  // from how many scores on a sample pays
+constexpr int64_t kSampled = 1 << 18;  // from how many scores on a sample pays
 
 // A piece of one tensor: what one kernel call looks at.
 struct Chunk {

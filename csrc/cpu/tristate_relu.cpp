@@ -188,7 +188,8 @@ class Pass {
   // Channels alternate: rows of whole periods, cut into blocks of rows and columns.
   void columns() {
     const int64_t period = channels_ * inner_;
-    const int64_t repeat = std::min(outer_, std::max<int64_t>(1, kFewColumns / period));
+    // An odd number of periods: rows a power of two apart would share a few cache sets.
+    const int64_t repeat = std::min(outer_, kFewColumns / period | 1);
     const int64_t cols = period * repeat, rows = outer_ / repeat, rest = outer_ % repeat * period;
     const int64_t tall = kItem / std::min(cols, kColumns);
     const int64_t row_blocks = (rows + tall - 1) / tall,

@@ -165,8 +165,13 @@ void tristate_column_rows(const TriStateRelu& args, Int first) {
 
 template <class T, bool FORWARD, bool OUT, bool SUMS>
 void tristate_columns(const TriStateRelu& a) {
+  // Rows a multiple of 2 KiB apart fall into the same one or two sets of the first-level cache:
+  // four at once would drive each other out.
+  const bool conflict = a.stride * sizeof(T) % 2048 == 0;
   Int row = 0;
-  for (; row + 4 <= a.rows; row += 4) tristate_column_rows<4, T, FORWARD, OUT, SUMS>(a, row);
+  for (; !conflict && row + 4 <= a.rows; row += 4) {
+    tristate_column_rows<4, T, FORWARD, OUT, SUMS>(a, row);
+  }
   for (; row < a.rows; ++row) tristate_column_rows<1, T, FORWARD, OUT, SUMS>(a, row);
 }
 
