@@ -98,17 +98,17 @@ class _Pass:
         self.generator = generator or torch.Generator(device_of(model)).manual_seed(0)
         self.layers = list(layers_of(model))
         self.names = {parameter: name for name, parameter in model.named_parameters()}
-        self.totals = {
-            name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
-            for name, p in model.named_parameters()
-            if p.requires_grad
-        }
+        self.wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # Filled during the first backward pass, like gradients, and not before it.
+        self.totals: dict[str, Tensor] = {}
         self.seen = 0
 
     def visit(self, layer: Layer, x: Tensor, grad: Tensor) -> None:
         with torch.no_grad():
             for local, value in layer.rule(layer.module, x, grad, layer.wanted).items():
-                self.totals[self.names[getattr(layer.module, local)]] += value
+                parameter = getattr(layer.module, local)
+                name = self.names[parameter]
+                self.totals[name] = self.totals[name].add_(value) if name in self.totals else value.to(_wide(parameter))
 
     def batch(self, taps: Taps, inputs: Any, target: Tensor) -> None:
         count = target.shape[0]
@@ -149,4 +149,11 @@ class _Pass:
 
     def result(self) -> dict[str, Tensor]:
         scale = 1 / (self.seen * self.samples)
-        return {name: total.mul_(scale) for name, total in self.totals.items()}
+        return {
+            name: self.totals[name].mul_(scale) if name in self.totals else torch.zeros_like(p, dtype=_wide(p))
+            for name, p in self.wanted.items()
+        }
+
+
+def _wide(parameter: Tensor) -> torch.dtype:
+    return torch.promote_types(parameter.dtype, torch.float32)

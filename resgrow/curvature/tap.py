@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from resgrow._modes import eval_mode
+from resgrow.curvature.affine import relink
 from resgrow.curvature.rules import Layer
 
 Visit = Callable[[Layer, Tensor, Tensor], None]
@@ -53,7 +54,9 @@ class Taps:
         self._eval.__enter__()
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         self._handles = [
-            layer.module.register_forward_hook(self._hook(layer), with_kwargs=True) for layer in self.layers
+            # First of all hooks: what other hooks make of an output is not the layer's own doing.
+            layer.module.register_forward_hook(self._hook(layer), with_kwargs=True, prepend=True)
+            for layer in self.layers
         ]
         for parameter in self._trainable:
             parameter.requires_grad_(False)
@@ -75,16 +78,21 @@ class Taps:
 
     def backward(self, output: Tensor, grad: Tensor, keep_graph: bool) -> None:
         """Send ``grad`` back from ``output``; every tapped layer is visited on the way."""
+        self._keep = keep_graph
         torch.autograd.grad(output, self.anchor, grad, retain_graph=keep_graph, allow_unused=True)
 
     def _hook(self, layer: Layer) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            x = self._check(layer, (*args, *kwargs.values()), output)
-            version = x._version
+            source = args[0] if args else next(iter(kwargs.values()))
+            inputs = [self._check(layer, source)]
+            version = source._version
+            output = relink(module, source, output)
             if not output.requires_grad:
                 output = _Hang.apply(output, self.anchor)
 
             def receive(grad: Tensor) -> None:
+                # The last backward pass frees activations on its way, as an ordinary one does.
+                x = inputs[0] if self._keep else inputs.pop()
                 if x._version != version:
                     raise RuntimeError(
                         f"curvature: the input of module '{layer.name}' was modified in place after the module "
@@ -98,14 +106,13 @@ class Taps:
 
         return hook
 
-    def _check(self, layer: Layer, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def _check(self, layer: Layer, x: Tensor) -> Tensor:
         if layer.name in self._seen:
             raise ValueError(
                 f"curvature: module '{layer.name}' runs more than once in one forward pass, which is not supported; "
                 "give each use its own module, or freeze it with requires_grad_(False)"
             )
         self._seen.add(layer.name)
-        x = inputs[0]
         if x.shape[0] != self._samples:
             raise ValueError(
                 f"curvature: the first dimension of module '{layer.name}' must be the sample (its input has shape "

@@ -335,3 +335,36 @@ def test_copies_and_pickles_of_a_measured_model_are_free_of_taps():
     curvature(model, F.cross_entropy, (x, y))
     twin = copy.deepcopy(model)
     assert_same(curvature(twin, F.cross_entropy, (x, y)), curvature(model, F.cross_entropy, (x, y)))
+
+
+def test_a_users_hook_on_a_norm_counts_as_part_of_the_network():
+    """Twice a layer's output is twice the gradient at its output: four times the square."""
+    model, y = residual(), torch.tensor(LABELS)
+    model.fc.requires_grad_(False)
+    handle = model.bn0.register_forward_hook(lambda module, args, output: 2 * output)
+    hooked = curvature(model, nn.CrossEntropyLoss(), (IMAGES, y), method="fisher")
+    handle.remove()
+    with torch.no_grad():
+        model.bn0.weight.mul_(2)
+        model.bn0.bias.mul_(2)
+    plain = curvature(model, nn.CrossEntropyLoss(), (IMAGES, y), method="fisher")
+    for name, value in plain.items():
+        torch.testing.assert_close(hooked[name], 4 * value if name.startswith("bn0") else value)
+
+
+def test_a_norm_without_gain_and_branches_that_lead_nowhere():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(4, 3), nn.Linear(4, 3)
+            self.norm = nn.BatchNorm1d(4, affine=False)
+
+        def forward(self, x):
+            self.unused(x)
+            return self.used(self.norm(x))
+
+    x, y = torch.randn(5, 4, generator=torch.Generator().manual_seed(5)), torch.tensor(LABELS)
+    found = curvature(Net(), nn.CrossEntropyLoss(), (x, y))
+    assert list(found) == ["used.weight", "used.bias", "unused.weight", "unused.bias"]
+    assert (found["used.weight"] > 0).all()
+    assert torch.equal(found["unused.weight"], torch.zeros(3, 4))
