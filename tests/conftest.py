@@ -8,6 +8,12 @@ import torch
 from resgrow._load import _C
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers, whichever tests run before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=_C.build_info()["usable_isas"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once with the kernels of every instruction set that this processor has."""

@@ -18,7 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 )
 def test_without_a_compiler_one_error_says_what_to_install(environment, message):
     done = subprocess.run(
-        [sys.executable, "setup.py", "build_ext"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "setup.py", "build_ext"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode != 0
     assert message in done.stderr

@@ -12,6 +12,11 @@ from resgrow.ops import reference
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 SIZES: list[tuple[int, ...]] = [(7,), (0, 3), (3, 5, 2), (), (66_000,), (300, 200)]
 
+
+def either_sign(size: tuple[int, ...]) -> Tensor:
+    return torch.where(torch.rand(size) < 0.5, -1.0, 1.0)
+
+
 # What scores look like: spread over ten orders of magnitude, tied, mostly zero, equal, infinite.
 KINDS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
     "spread": lambda size: 10.0 ** (10 * torch.rand(size) - 10),
@@ -19,7 +24,9 @@ KINDS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
     "tied": lambda size: (3 * torch.randn(size)).round(),
     "zeros": lambda size: torch.rand(size) * (torch.rand(size) > 0.9) * torch.randn(size).sign(),
     "equal": lambda size: torch.full(size, 0.3),
-    "infinite": lambda size: torch.randn(size) / (torch.rand(size) > 0.2),
+    "infinite": lambda size: (
+        torch.where(torch.rand(size) < 0.2, torch.inf, torch.randn(size).abs()) * either_sign(size)
+    ),
     "subnormal": lambda size: 1e-40 * torch.randn(size),
 }
 SAMPLES = [([torch.tensor([3.0, 1.0, 2.0])], 2), ([torch.randn(2, 3), torch.randn(4)], 7)]
