@@ -1,8 +1,9 @@
 // Tiles of H (a block of vectors x one kernel tap x a run of channels) over chunks of samples. A
 // float32 or float64 channels-last operand is read in place, and positions whose input lies in the
 // padding are never visited; anything else is packed chunk by chunk into panels as wide as a tile,
-// so memory stays bounded. Every element of H adds its samples up in order and in one task: results
-// do not depend on the number of threads.
+// so memory stays bounded. Every element of H adds its samples up in order and in one task; where
+// tiles are few the samples are dealt to parts with sums of their own, as many as the shape asks
+// for. Results do not depend on the number of threads.
 #include "cpu/squared_grad_contract.h"
 
 #include <ATen/ops/zeros.h>
@@ -14,8 +15,13 @@ namespace {
 
 constexpr Int kChunkBytes =
     512 << 10;  // both operands of a chunk: about half of a second-level cache
-constexpr Int kChunkPositions = 256;  // at least: amortises reading and writing H
-constexpr Int kTaskWork = 1 << 18;    // multiply-adds worth waking a thread for
+constexpr Int kChunkPositions = 256;   // at least: amortises reading and writing H
+constexpr Int kPackedBytes = 1 << 20;  // of several chunks packed at once
+constexpr Int kTaskWork = 1 << 18;     // multiply-adds worth waking a thread for
+constexpr Int kUnpackWork = 1 << 16;   // values worth the same
+constexpr Int kEnoughTasks = 32;       // below: samples are dealt to parts
+constexpr Int kMaxParts = 8;
+constexpr Int kPartsBytes = 8 << 20;  // of a chunk that has a sample for every part
 constexpr Int kFewChannels =
     8;  // below: a tile runs over a kernel row's channels, not over one tap's
 constexpr Int kMaxTile = 64 * 32;  // elements of T, more than any tile has
@@ -165,40 +171,63 @@ void run_task(const Layout& layout, const Task& task, T* sums, bool add, const R
   for (Int k = 0; k < rows; ++k) std::copy_n(tile + k * lanes, channels, out + k * layout.rows);
 }
 
+// A power of two, by shape alone. tile_work: multiply-adds of one tile over all samples.
+Int parts_of(Int samples, Int tasks, Int tile_work, Int sample_bytes) {
+  const Int most =
+      std::min({samples, kMaxParts, kPartsBytes / sample_bytes, tasks * tile_work / kTaskWork});
+  Int parts = 1;
+  while (parts * tasks < kEnoughTasks && 2 * parts <= most) parts *= 2;
+  return parts;
+}
+
 // Runs every task over every chunk: run(x, grad, count, task, out, out_k, add). Consecutive chunks
-// that need no packing share one parallel region, because threads would only wait for each other
-// between them.
+// share one parallel region as far as buffers allow, because threads would only wait for each other
+// between them. sums: `size` values.
 template <class T, class Run>
 void accumulate(const SquaredGradConv& conv, const Layout& layout, Source<T>& x, Source<T>& grad,
-                bool fold, T* sums, const Run& run) {
+                bool fold, T* sums, Int size, const Run& run) {
   const Int bytes = std::max<Int>(1, x.sample_bytes() + grad.sample_bytes());
-  const Int positions = conv.out_height * conv.out_width;
+  const Int positions = conv.out_height * conv.out_width, tasks = layout.tasks();
+  const Int sample_work = positions * layout.width * layout.block_width();
+  const Int parts = parts_of(conv.samples, tasks, conv.samples * sample_work, bytes);
   const Int least = fold ? kChunkPositions : ceil_div(kChunkPositions, positions);
-  const Int chunk = std::min(conv.samples, std::max(least, kChunkBytes / bytes));
+  const Int chunk =
+      std::min(conv.samples, ceil_div(std::max(least, kChunkBytes / bytes), parts) * parts);
+  const at::Tensor others =  // the sums of all parts but the first
+      at::empty({(parts - 1) * size}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>()));
+  T* other_sums = others.mutable_data_ptr<T>();
   const auto next = [&](Int first) { return std::min(conv.samples, first + chunk); };
-  const auto in_place = [&](Int first) {
-    return first < conv.samples && x.in_place(first, next(first) - first) &&
-           grad.in_place(first, next(first) - first);
+  // What a sample takes in the buffers; changes at most once, towards the end.
+  const auto packed = [&](Int first) {
+    return x.packed_bytes(first, next(first) - first) +
+           grad.packed_bytes(first, next(first) - first);
   };
   for (Int first = 0, last; first < conv.samples; first = last) {
     last = next(first);
-    while (in_place(first) && in_place(last)) last = next(last);
+    while (last < conv.samples && packed(last) == packed(first) &&
+           (next(last) - first) * packed(first) <= kPackedBytes)
+      last = next(last);
     const Operand<T> xs = x.chunk(first, last - first), grads = grad.chunk(first, last - first);
-    const Int work = (last - first) * positions * layout.width * layout.block_width();
-    at::parallel_for(0, layout.tasks(), std::max<Int>(1, kTaskWork / work),
-                     [&](int64_t begin, int64_t end) {
-                       for (Int n = first; n < last; n = next(n)) {
-                         const Operand<T> a = xs.from(n - first), b = grads.from(n - first);
-                         const Int count = std::min(last, next(n)) - n;
-                         for (Int index = begin; index < end; ++index) {
-                           const Task task(layout, index);
-                           run_task(layout, task, sums, n > 0, [&](T* out, Int out_k, bool add) {
-                             run(a, b, count, task, out, out_k, add);
-                           });
-                         }
-                       }
-                     });
+    const Int work = std::max<Int>(1, (last - first) / parts * sample_work);
+    const auto body = [&](int64_t begin, int64_t end) {
+      for (Int n = first; n < last; n = next(n)) {
+        const Int count = std::min(last, next(n)) - n;
+        for (Int index = begin; index < end; ++index) {
+          const Int part = index / tasks, from = count * part / parts,
+                    to = count * (part + 1) / parts;
+          const Operand<T> a = xs.from(n - first + from), b = grads.from(n - first + from);
+          const Task task(layout, index % tasks);
+          T* target = part == 0 ? sums : other_sums + (part - 1) * size;
+          run_task(layout, task, target, n > 0, [&](T* out, Int out_k, bool add) {
+            run(a, b, to - from, task, out, out_k, add);
+          });
+        }
+      }
+    };
+    at::parallel_for(0, parts * tasks, std::max<Int>(1, kTaskWork / work), body);
   }
+  for (Int part = 1; part < parts; ++part, other_sums += size)
+    for (Int i = 0; i < size; ++i) sums[i] += other_sums[i];
 }
 
 // From tile order to (O, I, taps). vec_step, many_step: what one channel of either operand means
@@ -208,7 +237,8 @@ void unpack(const Layout& layout, Int taps, Int many, const T* sums, T* target, 
             Int vec_step, Int many_step) {
   constexpr Int together =
       16;  // channels whose lines stay in the first-level cache while the lanes go by
-  at::parallel_for(0, layout.groups * layout.blocks(), 1, [&](int64_t begin, int64_t end) {
+  const Int grain = std::max<Int>(1, kUnpackWork / (layout.block_width() * layout.depth()));
+  at::parallel_for(0, layout.groups * layout.blocks(), grain, [&](int64_t begin, int64_t end) {
     for (Int i = begin; i < end; ++i) {
       const Int group = i / layout.blocks(), block = i % layout.blocks(),
                 lanes = layout.lanes_of(block);
@@ -247,7 +277,7 @@ at::Tensor depthwise(const at::Tensor& x, const at::Tensor& grad, const SquaredG
   Source<T> xs(x, packing);
   const at::Tensor sums = at::empty({layout.padded() * taps}, at::TensorOptions().dtype(type));
   accumulate<T>(
-      conv, layout, xs, grads, false, sums.mutable_data_ptr<T>(),
+      conv, layout, xs, grads, false, sums.mutable_data_ptr<T>(), sums.numel(),
       [&](const auto& a, const auto& b, Int count, const Task& task, T* out, Int out_k, bool add) {
         run_depthwise<T>(conv, layout, a, b, count, task, out, out_k, add);
       });
@@ -306,7 +336,7 @@ at::Tensor contract(const at::Tensor& x, const at::Tensor& grad, const SquaredGr
                                       at::TensorOptions().dtype(type));
   const Int size = conv.groups * layout.padded() * layout.depth();
   const at::Tensor sums = layout.rows > 0 ? result : at::empty({size}, result.options());
-  accumulate<T>(walk, layout, xs, grads, fold, sums.mutable_data_ptr<T>(),
+  accumulate<T>(walk, layout, xs, grads, fold, sums.mutable_data_ptr<T>(), sums.numel(),
                 [&](const auto& a, const auto& b, Int count, const Task& task, T* target, Int out_k,
                     bool add) {
                   run_tile<T>(walk, layout, a, b, x_is_vec, fold, count, task, target, out_k, add);

@@ -71,6 +71,11 @@ class Source {
     return !packing_.needed && room_after(first + count - 1);
   }
 
+  // Per sample: nothing where these samples are read in place.
+  Int packed_bytes(Int first, Int count) const {
+    return in_place(first, count) ? 0 : sample_bytes();
+  }
+
   Operand<T> chunk(Int first, Int count) {
     if (in_place(first, count)) {
       const T* data = tensor_.const_data_ptr<T>() + first * tensor_.stride(0);
@@ -79,7 +84,7 @@ class Source {
     }
     const Int sample = tensor_.size(2) * row_, panels = packing_.groups * panels_,
               panel = count * sample;
-    if (!buffer_.defined()) {
+    if (!buffer_.defined() || buffer_.numel() < panels * panel) {
       buffer_ =
           at::empty({panels * panel}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>()));
     }

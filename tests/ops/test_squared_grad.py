@@ -98,6 +98,8 @@ CONVS = {
     "depthwise one pixel": conv_case(2, 40, (1, 2), 40, 3, padding=1, groups=40),
     "depthwise 1x1": conv_case(2, 17, (3, 5), 17, 1, groups=17),
     "many samples": conv_case(200, 16, (8, 8), 16, 3, padding=1),
+    "many samples, few tiles": conv_case(67, 3, (14, 15), 18, 3, padding=1),
+    "many samples, one tile": conv_case(61, 12, (19, 17), 16, 1),
     "many ragged samples": conv_case(60, 20, (12, 12), 50, 5),
     "many ragged depthwise samples": conv_case(90, 37, (12, 12), 37, 3, padding=1, groups=37),
 }
@@ -151,6 +153,7 @@ LINEARS = {
     "sequence of one": linear_case(1),
     "grid": linear_case(3, 4, i=32, o=32),
     "long sequence": linear_case(700, n=2, i=64, o=48),
+    "many sequences": linear_case(70, n=37, i=40, o=19),
 }
 
 
@@ -212,9 +215,12 @@ def test_results_do_not_depend_on_the_number_of_threads(isa: str) -> None:
     x, grad, settings = conv_case(70, 32, (16, 16), 48, 3, padding=1)
     first, first_grad, first_settings = conv_case(70, 3, (16, 16), 24, 3, padding=1)
     depthwise, depthwise_grad, depthwise_settings = conv_case(70, 48, (16, 16), 48, 3, padding=1, groups=48)
+    few, few_grad, few_settings = conv_case(70, 16, (16, 16), 16, 3, padding=1)
+    one, one_grad, one_settings = conv_case(50, 1, (24, 24), 20, 5)
     rows, rows_grad = draw(700, 130), draw(700, 90, seed=1)
+    words, words_grad = draw(20, 300, 32), draw(20, 300, 24, seed=1)
     results = []
-    for count in (1, 2):
+    for count in (1, 2, 3):
         torch.set_num_threads(count)
         results.append(
             [
@@ -222,13 +228,17 @@ def test_results_do_not_depend_on_the_number_of_threads(isa: str) -> None:
                 squared_grad.squared_grad_conv2d(FORMS["channels_last"](x), grad, *settings),
                 squared_grad.squared_grad_conv2d(first, first_grad, *first_settings),
                 squared_grad.squared_grad_conv2d(depthwise, depthwise_grad, *depthwise_settings),
+                squared_grad.squared_grad_conv2d(few, few_grad, *few_settings),
+                squared_grad.squared_grad_conv2d(FORMS["channels_last"](few), few_grad, *few_settings),
+                squared_grad.squared_grad_conv2d(one, FORMS["channels_last"](one_grad), *one_settings),
                 squared_grad.squared_grad_linear(rows, rows_grad),
+                squared_grad.squared_grad_linear(words, words_grad),
                 squared_grad.squared_grad_bias(grad),
                 *squared_grad.squared_grad_norm(grad, grad, torch.zeros(48), torch.ones(48)),
             ]
         )
-    for one, two in zip(*results, strict=True):
-        assert torch.equal(one, two)
+    for single, *others in zip(*results, strict=True):
+        assert all(torch.equal(single, other) for other in others)
 
 
 def test_empty_inputs_give_zeros() -> None:
