@@ -16,7 +16,7 @@ FIT_EXAMPLES = """examples:
   resgrow fit
       scikit-learn's digits, resnet8, a tenth of the parameters: about a minute
   resgrow fit --data mnist --data-dir ~/data --model lenet5 --budget params=0.02
-      MNIST from its four IDX files, two percent of the weights
+      MNIST from its four IDX files, two percent of the parameters
   resgrow fit --data ~/data/cifar-10-batches-bin --model resnet20 --budget params=0.3,macs=0.4
       CIFAR-10, channels, both budgets at once
   resgrow fit --data ~/photos --model resnet8 --width 2 --budget params=20000

@@ -32,8 +32,9 @@ class Controller:
 
     Every ``every`` steps it takes the damped OBD saliency of what is left (curvature of the last batches), proposes
     to remove the units with the least saliency per cost, and compares the predicted with the measured rise of the
-    loss on batches the scores did not see. A move that costs much more than predicted is undone and halved; the ratio
-    sets size and damping of the next (see ``Trust``). Removed weights and their optimizer state stay zero.
+    loss on batches the scores did not see. A move that raises the loss by more than the tolerance is undone and halved;
+    the ratio of measured to predicted rise sets size and damping of the next (see ``Trust``). Removed weights and
+    their optimizer state stay zero.
 
     Use::
 
@@ -171,7 +172,7 @@ class Controller:
         for _ in range(TRIES):
             fraction = max(needed, min(self.trust.fraction, 1 - target / cost))
             trial = self._try(h, by, cost, target, fraction, check, before)
-            kept = fraction <= needed or self.trust.accepts(trial.predicted, trial.actual, before)
+            kept = fraction <= needed or self.trust.accepts(trial.actual, before)
             self.history.append(trial.move(self, before, kept))
             if kept:
                 self.masks.update(trial.masks)

@@ -15,8 +15,8 @@ class Trust:
     Attributes:
         fraction: share of the live cost that the next move may take.
         damping: multiple of the mean curvature added to every curvature.
-        tolerance: rise of the loss, relative to the loss, that counts as harmless however small the prediction.
-            Rises while no move passes (the budget sets the price), and falls back to ``patience`` when moves do.
+        tolerance: rise of the loss, relative to the loss, that a move may cause. Grows while no move passes (the
+            budget sets the price), and falls back to ``patience`` when moves do.
         patience: the tolerance to begin with.
     """
 
@@ -25,9 +25,9 @@ class Trust:
     tolerance: float = 0.1
     patience: float = 0.1
 
-    def accepts(self, predicted: float, actual: float, loss: float) -> bool:
-        """Whether a measured rise is one to live with: harmless, or within twice the prediction."""
-        return actual <= max(2 * predicted, self.tolerance * loss)
+    def accepts(self, actual: float, loss: float) -> bool:
+        """Whether a measured rise of the loss is harmless enough to keep the move."""
+        return actual <= self.tolerance * loss
 
     def kept(self, predicted: float, actual: float, loss: float) -> None:
         """Learn from a move that was kept."""

@@ -42,17 +42,18 @@ class Recipe:
     epochs: int
     batch_size: int
     optimizer: str
+    lr: float | None = None  # the optimizer's default; counts for the recipe's own optimizer only
     unit: str = "channel"
 
 
 # (data set, model) first, then ("*", model).
 RECIPES = {
     ("digits", "resnet8"): Recipe(epochs=40, batch_size=64, optimizer="adamw"),
-    ("mnist", "lenet5"): Recipe(epochs=12, batch_size=128, optimizer="adam", unit="weight"),
+    ("mnist", "lenet5"): Recipe(epochs=12, batch_size=128, optimizer="adam", lr=3e-3),
     ("*", "resnet8"): Recipe(epochs=30, batch_size=128, optimizer="sgd"),
     ("*", "resnet20"): Recipe(epochs=60, batch_size=128, optimizer="sgd"),
     ("*", "resnet56"): Recipe(epochs=100, batch_size=128, optimizer="sgd"),
-    ("*", "lenet5"): Recipe(epochs=20, batch_size=128, optimizer="adam", unit="weight"),
+    ("*", "lenet5"): Recipe(epochs=20, batch_size=128, optimizer="adam", lr=3e-3),
 }
 DEFAULT_MODELS = {"digits": "resnet8", "mnist": "lenet5"}
 DEFAULT_MODEL = "resnet20"
@@ -118,6 +119,12 @@ def _check(config: FitConfig) -> None:
     _require("--seed must not be negative", config.seed >= 0, config.seed, "use 0 or more")
 
 
+def _learning_rate(recipe: Recipe, optimizer: str) -> float:
+    if optimizer == recipe.optimizer and recipe.lr is not None:
+        return recipe.lr
+    return OPTIMIZERS[optimizer].lr
+
+
 def make_config(
     data: str = "digits",
     model: str | None = None,
@@ -151,7 +158,7 @@ def make_config(
         epochs=recipe.epochs if epochs is None else epochs,
         batch_size=recipe.batch_size if batch_size is None else batch_size,
         optimizer=optimizer,
-        lr=OPTIMIZERS[optimizer].lr if lr is None else lr,
+        lr=_learning_rate(recipe, optimizer) if lr is None else lr,
         weight_decay=OPTIMIZERS[optimizer].weight_decay,
         unit=unit,
         seed=seed,
