@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 
 def interleave(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -26,3 +27,12 @@ def interleave(contestants: dict[str, Callable[[], object]], repeats: int) -> di
 def median_ratio(a: Sequence[float], b: Sequence[float]) -> float:
     """Median over rounds of ``a / b``: how many times longer a takes."""
     return median(x / y for x, y in zip(a, b, strict=True))
+
+
+def report(benchmark: Any, **figures: object) -> None:
+    """Stores the figures with the benchmark and prints them on one line (seen with ``pytest -s``)."""
+    benchmark.extra_info.update(figures)
+    shown = (
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items()
+    )
+    print(f"\n{benchmark.name}: {', '.join(shown)}", end="")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from _timing import interleave, median_ratio
+from _timing import interleave, median_ratio, report
 
 from resgrow import ops
 
@@ -51,7 +51,8 @@ def run(benchmark: Any, scores: torch.Tensor, k: int, repeats: int) -> None:
         {"threshold": lambda: ops.select_threshold(scores, k), "kthvalue": lambda: scores.kthvalue(k)},
         repeats if scores.numel() < 10**7 else 1,
     )
-    benchmark.extra_info.update(
+    report(
+        benchmark,
         threads=torch.get_num_threads(),
         bytes=scores.nbytes,
         threshold_over_copy=median_ratio(times["threshold"], times["copy"]),

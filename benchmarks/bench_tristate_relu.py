@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from _timing import interleave, median_ratio
+from _timing import interleave, median_ratio, report
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -76,7 +76,8 @@ def run(benchmark: Any, x: Tensor) -> None:
         assert want is not None
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * x.numel() ** 0.5)
     times = interleave(contestants, max(7, min(300, 10**8 // x.numel())))
-    benchmark.extra_info.update(
+    report(
+        benchmark,
         threads=torch.get_num_threads(),
         bytes=5 * x.nbytes,  # forward: x, y; backward: grad, x, grad_x
         over_relu=median_ratio(times["ours"], times["relu"]),
