@@ -1,19 +1,19 @@
-"""The curvature pass: which gradients are sent back, and how their squares are averaged."""
+"""The public function: checks what is asked for and hands it to a method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from resgrow.curvature.batches import Batch, call, device_of, iterate
-from resgrow.curvature.heads import LossFn, head_of, reduction_of
-from resgrow.curvature.rules import Layer, layers_of
-from resgrow.curvature.tap import Taps
+from resgrow.curvature.batches import Batch, device_of
+from resgrow.curvature.heads import LossFn, head_of
+from resgrow.curvature.request import Request
+from resgrow.curvature.squares import squares
 
-METHODS = ("ggn", "ggn-mc", "fisher")
+METHODS: dict[str, Callable[[Request], dict[str, Tensor]]] = {"ggn": squares, "ggn-mc": squares, "fisher": squares}
 
 
 def curvature(
@@ -59,101 +59,17 @@ def curvature(
         ValueError: unknown method, unsupported loss or layer, tied or reused modules, no data, or an output or loss
             that is not finite. The model is left as it was found.
     """
-    pass_ = _Pass(model, loss_fn, method, samples, temperature, generator)
-    with Taps(model, pass_.layers, pass_.visit) as taps, torch.enable_grad():
-        for inputs, target in iterate("curvature", data, device_of(model)):
-            pass_.batch(taps, inputs, target)
-    return pass_.result()
-
-
-class _Pass:
-    """Accumulates one curvature pass; ``visit`` is called for every layer in every backward pass."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss_fn: LossFn,
-        method: str,
-        samples: int,
-        temperature: float,
-        generator: torch.Generator | None,
-    ) -> None:
-        if method not in METHODS:
-            raise ValueError(f"curvature: method must be one of {', '.join(METHODS)} (got {method!r})")
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            raise ValueError(
-                "curvature: pass model.module instead of the DistributedDataParallel wrapper; every rank gets the "
-                "curvature of its own data, to be averaged with all_reduce"
-            )
-        if samples < 1:
-            raise ValueError(f"curvature: samples must be at least 1 (got {samples})")
-        self.model, self.loss_fn, self.method = model, loss_fn, method
-        self.samples = samples if method == "ggn-mc" else 1
-        if method == "fisher":
-            self.reduction = reduction_of("curvature", loss_fn)
-            if temperature != 1:
-                raise ValueError(f"curvature: temperature has no meaning for 'fisher' (got {temperature})")
-        else:
-            self.head = head_of("curvature", loss_fn, temperature)
-        self.generator = generator or torch.Generator(device_of(model)).manual_seed(0)
-        self.layers = list(layers_of(model))
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
-        self.wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        # Filled during the first backward pass, like gradients, and not before it.
-        self.totals: dict[str, Tensor] = {}
-        self.seen = 0
-
-    def visit(self, layer: Layer, x: Tensor, grad: Tensor) -> None:
-        with torch.no_grad():
-            for local, value in layer.rule(layer.module, x, grad, layer.wanted).items():
-                parameter = getattr(layer.module, local)
-                name = self.names[parameter]
-                self.totals[name] = self.totals[name].add_(value) if name in self.totals else value.to(_wide(parameter))
-
-    def batch(self, taps: Taps, inputs: Any, target: Tensor) -> None:
-        count = target.shape[0]
-        taps.new_batch(count)
-        output = call(self.model, inputs)
-        if not isinstance(output, Tensor) or not output.requires_grad:
-            raise ValueError(
-                "curvature: the model's output must be one tensor that depends on a trainable parameter "
-                f"(got {type(output).__name__}); wrap the model so that it returns that tensor"
-            )
-        if not torch.isfinite(output).all():
-            raise ValueError("curvature: the model's output is not finite; lower the learning rate or check the data")
-        vectors = self._vectors(output.detach(), target)
-        pending = next(vectors)
-        for vector in vectors:
-            taps.backward(output, pending, keep_graph=True)
-            pending = vector
-        taps.backward(output, pending, keep_graph=False)
-        self.seen += count
-
-    def _vectors(self, output: Tensor, target: Tensor) -> Any:
-        if self.method == "ggn":
-            yield from self.head.factors(output)
-        elif self.method == "ggn-mc":
-            for _ in range(self.samples):
-                yield self.head.sample(output, self.generator)
-        else:
-            yield self._loss_gradient(output, target)
-
-    def _loss_gradient(self, output: Tensor, target: Tensor) -> Tensor:
-        """Gradient of each sample's own loss, the mean's factor ``1/N`` undone."""
-        output = output.requires_grad_()
-        loss = self.loss_fn(output, target)
-        if not torch.isfinite(loss):
-            raise ValueError(f"curvature: the loss is not finite (got {loss.item()})")
-        (grad,) = torch.autograd.grad(loss, output)
-        return grad * target.shape[0] if self.reduction == "mean" else grad
-
-    def result(self) -> dict[str, Tensor]:
-        scale = 1 / (self.seen * self.samples)
-        return {
-            name: self.totals[name].mul_(scale) if name in self.totals else torch.zeros_like(p, dtype=_wide(p))
-            for name, p in self.wanted.items()
-        }
-
-
-def _wide(parameter: Tensor) -> torch.dtype:
-    return torch.promote_types(parameter.dtype, torch.float32)
+    if method not in METHODS:
+        raise ValueError(f"curvature: method must be one of {', '.join(METHODS)} (got {method!r})")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError(
+            "curvature: pass model.module instead of the DistributedDataParallel wrapper; every rank gets the "
+            "curvature of its own data, to be averaged with all_reduce"
+        )
+    if samples < 1:
+        raise ValueError(f"curvature: samples must be at least 1 (got {samples})")
+    if method == "fisher" and temperature != 1:
+        raise ValueError(f"curvature: temperature has no meaning for 'fisher' (got {temperature})")
+    head = head_of("curvature", loss_fn, temperature)
+    generator = generator or torch.Generator(device_of(model)).manual_seed(0)
+    return METHODS[method](Request(model, head, data, method, samples, generator))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resgrow._modes import eval_mode
 from resgrow.curvature.batches import Batch, call
-from resgrow.curvature.heads import LossFn, reduction_of
+from resgrow.curvature.heads import LossFn, head_of
 
 
 def mean_loss(
@@ -29,13 +29,14 @@ def mean_loss(
     Raises:
         ValueError: the loss is NaN. An infinite one is returned: a deletion may well cause it.
     """
-    mean = reduction_of(op, loss_fn) == "mean"
-    total, count = 0.0, 0
+    head = head_of(op, loss_fn)
+    total, weight = 0.0, 0.0
     with torch.no_grad(), eval_mode(model):
         for inputs, target in batches:
-            loss = float(loss_fn(call(model, inputs, weights), target))
+            output = call(model, inputs, weights)
+            loss = float(head.loss(output, target))
             if math.isnan(loss):
                 raise ValueError(f"{op}: the loss is NaN; check the data, or lower the learning rate")
-            total += loss * target.shape[0] if mean else loss
-            count += target.shape[0]
-    return total / count
+            total += loss
+            weight += head.total(output, target)
+    return total / weight
