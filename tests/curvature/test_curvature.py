@@ -142,7 +142,7 @@ def test_ggn_mc_converges_to_ggn(problem):
     model, x, y = problem
     exact = curvature(model, nn.CrossEntropyLoss(), (x, y), "ggn")
     estimate = curvature(model, nn.CrossEntropyLoss(), (x, y), "ggn-mc", samples=1500)
-    few = curvature(model, nn.CrossEntropyLoss(), (x, y), "ggn-mc", samples=10)
+    few = curvature(model, nn.CrossEntropyLoss(), (x, y), "ggn-mc", samples=2)
 
     def error(found: dict[str, Tensor]) -> float:
         return (
@@ -150,7 +150,7 @@ def test_ggn_mc_converges_to_ggn(problem):
             / sum(v.norm() ** 2 for v in exact.values()) ** 0.5
         )
 
-    assert error(estimate) < 0.05 < error(few)
+    assert error(estimate) < min(0.02, error(few) / 3)
 
 
 def test_ggn_mc_of_mse_converges_to_ggn():
@@ -278,9 +278,7 @@ X, Y = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
         (nn.Linear(3, 3), F.cross_entropy, (X, Y), {"method": "hessien"}, "method must be one of.*hessien"),
         (nn.Linear(3, 3), F.cross_entropy, (X, Y), {"samples": 0}, "samples must be at least 1"),
         (nn.Linear(3, 3), F.cross_entropy, (X, Y), {"temperature": 0.0}, "temperature must be positive"),
-        (nn.Linear(3, 3), nn.L1Loss(), (X, X), {}, "L1Loss.*fisher"),
-        (nn.Linear(3, 3), F.l1_loss, (X, X), {}, "l1_loss.*fisher"),
-        (nn.Linear(3, 3), nn.CrossEntropyLoss(weight=torch.ones(3)), (X, Y), {}, "class weights"),
+        (nn.Linear(3, 3), nn.CrossEntropyLoss(weight=-torch.ones(3)), (X, Y), {}, "class weights"),
         (nn.Linear(3, 3), nn.CrossEntropyLoss(reduction="none"), (X, Y), {}, "reduction 'none'"),
         (nn.Linear(3, 3), lambda o, t: o.sum(), (X, Y), {"method": "fisher"}, "how it reduces"),
         (nn.Linear(3, 3), F.cross_entropy, [], {}, "no batches"),
