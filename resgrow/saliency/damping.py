@@ -13,29 +13,32 @@ def weight_names(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def mean_curvature(h: Mapping[str, Tensor]) -> float:
-    """Mean of ``h`` over all weights of all layers together: the unit of damping.
+    """Mean of ``max(h, 0)`` over all weights of all layers together: the unit of damping.
 
     One number for the whole model: damping each layer by its own mean would make layers incomparable.
     """
     weights = [h[name] for name in weight_names(h)] or list(h.values())
-    return sum(float(t.double().sum()) for t in weights) / max(1, sum(t.numel() for t in weights))
+    return sum(float(t.clamp_min(0).double().sum()) for t in weights) / max(1, sum(t.numel() for t in weights))
 
 
 def obd(model: nn.Module, h: Mapping[str, Tensor], damping: float, power: float = 1.0) -> dict[str, Tensor]:
-    """``1/2 (h + d)^power m^(1 - power) w^2`` with ``m = mean_curvature(h)`` and ``d = damping * m``.
+    """``1/2 (max(h, 0) + d)^power m^(1 - power) w^2`` with ``m = mean_curvature(h)`` and ``d = damping * m``.
 
     The predicted rise of the mean loss when an element goes: LeCun, Denker & Solla 1990, eq. 3, for ``d = 0`` and
     ``power = 1``. At a trained optimum softmax saturates and the curvature of most weights is nearly zero, so that
     undamped OBD predicts far too little for deleting many at once. Two knobs draw curvature towards its mean, one
     by addition and one geometrically; ``d -> infinity`` and ``power -> 0`` both order like magnitude.
 
-    ``h`` as from ``resgrow.curvature``, >= 0; scores have its shapes and dtypes.
+    Negative curvature counts as none: it promises that the loss falls when an element goes, but only as far as the
+    quadratic model holds, and two such elements can be each other's saddle.
+
+    ``h`` as from ``resgrow.curvature``; scores have its shapes and dtypes, and are >= 0.
     """
     mean = mean_curvature(h)
     parameters = dict(model.named_parameters())
     scores = {}
     for name, value in h.items():
-        damped = value + damping * mean
+        damped = value.clamp_min(0) + damping * mean
         shrunk = damped if power == 1 else damped.pow(power) * mean ** (1 - power)
         scores[name] = 0.5 * shrunk * parameters[name].detach().square()
     return scores

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from resgrow.surgery.compensate import compensated
 from resgrow.surgery.make_units import Block, make_units
 from resgrow.surgery.masks import Masks
 from resgrow.surgery.units import Units
@@ -18,8 +19,11 @@ def prune(
     block: Block = (1, 1),
     scope: str = "global",
     exclude: Sequence[str] = (),
+    compensate: bool = True,
 ) -> Masks:
     """Zero the units whose removal costs the least score per parameter.
+
+    Scores of method "obs" also correct the surviving weights, such that they make up for the removed ones.
 
     Args:
         model: pruned in place, once all arguments have proved good.
@@ -32,13 +36,15 @@ def prune(
         scope: "global" ranks all units together; "layer" removes the share from each weight (or set of coupled
             channels) by itself, all channels but one at most.
         exclude: names or fnmatch patterns of parameters or modules to leave alone, see `make_units`.
+        compensate: correct the surviving weights by ``scores.compensation`` where the scores have one; False leaves
+            them as they are. Biases are not corrected.
 
     Returns:
         The masks, applied; attach them to the optimizer before training goes on.
 
     Raises:
         ValueError: sparsity or scope or block out of range, unknown names in exclude or scores, missing scores, wrong
-            shapes, NaN, more sparsity than keeps one channel of each group.
+            shapes, NaN, more sparsity than keeps one channel of each group, corrected weights that are not finite.
         TypeError: wrong types, or a model whose channels are not known.
     """
     if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
@@ -52,8 +58,17 @@ def prune(
     else:
         keep = _select_by_layer(units, summed, sparsity)
     masks = Masks(model, units.to_masks(keep))
+    compensation = getattr(scores, "compensation", None) if compensate else None
+    if compensation is not None:
+        _write(compensated(model, compensation, masks))
     masks.apply()
     return masks
+
+
+@torch.no_grad()
+def _write(values: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+    for parameter, value in values:
+        parameter.copy_(value)
 
 
 def _select_by_layer(units: Units, scores: list[Tensor], sparsity: float) -> list[Tensor]:

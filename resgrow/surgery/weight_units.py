@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from resgrow import ops
+from resgrow._blocks import block_sums
 from resgrow.surgery.units import Units, check_scores, unreachable
 
 
@@ -28,17 +29,17 @@ class BlockUnits(Units):
         self._block = block
 
     def _sum(self, saliency: Mapping[str, Tensor]) -> list[Tensor]:
-        return [self._pool(saliency[name].detach()) for name in self.parameters]
+        return [block_sums(saliency[name].detach(), self._block) for name in self.parameters]
 
     def costs(self, masks: Mapping[str, Tensor] | None = None, by: str = "params") -> list[Tensor]:
         present = [self._present(name, masks) for name in self.parameters]
         return [
-            self._pool(mask.float()) * self._factor(name, by)
+            block_sums(mask.float(), self._block) * self._factor(name, by)
             for name, mask in zip(self.parameters, present, strict=True)
         ]
 
     def live(self, masks: Mapping[str, Tensor] | None = None) -> list[Tensor]:
-        return [self._pool(self._present(name, masks).float()) > 0 for name in self.parameters]
+        return [block_sums(self._present(name, masks).float(), self._block) > 0 for name in self.parameters]
 
     def to_masks(self, keep: Sequence[Tensor]) -> dict[str, Tensor]:
         masks = {}
@@ -53,20 +54,6 @@ class BlockUnits(Units):
         if masks is None or name not in masks:
             return torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
         return masks[name].to(parameter.device)
-
-    def _pool(self, x: Tensor) -> Tensor:
-        """Sums over blocks: ``(O, I, *k)`` to ``(ceil(O / bo), ceil(I / bi), *k)``, half precision to float32."""
-        x = x if x.dtype == torch.float64 else x.float()
-        for dim, size in enumerate(self._block):
-            if size == 1:
-                continue
-            missing = -x.shape[dim] % size
-            if missing:
-                shape = list(x.shape)
-                shape[dim] = missing
-                x = torch.cat([x, x.new_zeros(shape)], dim)
-            x = x.unflatten(dim, (-1, size)).sum(dim + 1)
-        return x
 
 
 class WeightUnits(BlockUnits):

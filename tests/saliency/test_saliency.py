@@ -156,7 +156,7 @@ def test_damping_is_of_all_weights_together():
         ({"damping": float("nan")}, "damping must be 'auto' or a number"),
         ({"power": 0.0}, "power must be in"),
         ({"curvature": "hess"}, "method must be one of"),
-        ({"data": None}, "needs loss_fn and data"),
+        ({"data": None}, "needs data"),
         ({"data": []}, "no batches"),
     ],
 )
