@@ -22,13 +22,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     for module, _ in modes:
         module.training = False
     try:
-        with _eagerly():
+        with eagerly():
             yield
     finally:
         for module, training in modes:
             module.training = training
 
 
-def _eagerly() -> Any:
+def eagerly() -> Any:
+    """Context in which compiled models run uncompiled."""
     # Nothing can be compiled before dynamo is imported, which takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from resgrow._modes import eval_mode
 from resgrow.curvature.batches import Batch, call
 from resgrow.curvature.heads import LossFn, head_of
+from resgrow.curvature.request import inverse
 
 
 def mean_loss(
@@ -20,14 +21,16 @@ def mean_loss(
     batches: Sequence[Batch],
     weights: Mapping[str, Tensor] | None = None,
 ) -> float:
-    """Mean loss per sample over ``batches`` in eval mode, with ``weights`` standing in for the model's own.
+    """Mean loss over ``batches`` in eval mode, with ``weights`` standing in for the model's own.
+
+    It is the sum of losses over the sum of what they count for, on the scale of ``resgrow.curvature``.
 
     Args:
         op: name of the caller, for messages.
         weights: ``{parameter name: tensor}``; the model itself is not changed.
 
     Raises:
-        ValueError: the loss is NaN. An infinite one is returned: a deletion may well cause it.
+        ValueError: the loss is NaN, or no target counts. An infinite one is returned: a deletion may well cause it.
     """
     head = head_of(op, loss_fn)
     total, weight = 0.0, 0.0
@@ -39,4 +42,4 @@ def mean_loss(
                 raise ValueError(f"{op}: the loss is NaN; check the data, or lower the learning rate")
             total += loss
             weight += head.total(output, target)
-    return total / weight
+    return total * inverse(op, weight)

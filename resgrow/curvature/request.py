@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resgrow.curvature.batches import Batch, call, device_of, iterate
 from resgrow.curvature.heads import Head
+from resgrow.curvature.progress import Meter
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Request:
         generator: the only source of randomness.
         train: run modules in their own modes rather than in eval mode (``hessian`` and ``hutchinson``).
         control_variate: see ``curvature``.
+        meter: told of every batch that is done.
     """
 
     model: nn.Module
@@ -36,6 +38,7 @@ class Request:
     generator: torch.Generator
     train: bool = False
     control_variate: bool = False
+    meter: Meter = field(default_factory=Meter)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -44,7 +47,9 @@ class Request:
 
     def batches(self) -> Iterator[Batch]:
         """The batches of ``data`` on the model's device."""
-        yield from iterate("curvature", self.data, device_of(self.model))
+        for batch in iterate("curvature", self.data, device_of(self.model)):
+            yield batch
+            self.meter.batch()
 
     def output(self, inputs: Any, weights: dict[str, Tensor] | None = None) -> Tensor:
         """The model's output for one batch's input, checked.
@@ -61,6 +66,20 @@ class Request:
         if not torch.isfinite(output).all():
             raise ValueError("curvature: the model's output is not finite; lower the learning rate or check the data")
         return output
+
+
+def inverse(op: str, total: float) -> float:
+    """What turns a sum of losses into their mean, ``total`` being the sum of ``head.total`` over all batches.
+
+    Raises:
+        ValueError: ``total`` is zero.
+    """
+    if total == 0:
+        raise ValueError(
+            f"{op}: no target counts (all are ignored, or of classes of weight 0); check ignore_index, the class "
+            "weights and the data"
+        )
+    return 1 / total
 
 
 def result_dtype(parameter: Tensor) -> torch.dtype:

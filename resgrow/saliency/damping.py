@@ -6,19 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from resgrow.curvature.damping import mean_curvature, weight_names
 
-def weight_names(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The entries that are weights rather than biases, gains or gates: those with two dimensions or more."""
-    return [name for name, tensor in tensors.items() if tensor.dim() >= 2]
-
-
-def mean_curvature(h: Mapping[str, Tensor]) -> float:
-    """Mean of ``max(h, 0)`` over all weights of all layers together: the unit of damping.
-
-    One number for the whole model: damping each layer by its own mean would make layers incomparable.
-    """
-    weights = [h[name] for name in weight_names(h)] or list(h.values())
-    return sum(float(t.clamp_min(0).double().sum()) for t in weights) / max(1, sum(t.numel() for t in weights))
+__all__ = ["mean_curvature", "obd", "weight_names"]
 
 
 def obd(model: nn.Module, h: Mapping[str, Tensor], damping: float, power: float = 1.0) -> dict[str, Tensor]:
