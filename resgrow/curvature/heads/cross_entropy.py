@@ -134,6 +134,11 @@ class CrossEntropy(Head):
                     f"(got {target.dtype}); pass indices of shape (N, *positions), or convert them"
                 )
             return
+        if target.is_floating_point():
+            raise ValueError(
+                f"{self.op}: class indices are integers (got {target.dtype} of shape {tuple(target.shape)}); convert "
+                "them with .long(), or pass class probabilities in the output's shape"
+            )
         wrong = ((target < 0) | (target >= output.shape[1])) & (target != self.ignore_index)
         if wrong.any():
             raise ValueError(

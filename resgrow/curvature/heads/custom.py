@@ -83,7 +83,7 @@ class Custom(Head):
                 f"(got {size}); use CrossEntropyLoss, MSELoss or BCEWithLogitsLoss, or method='fisher'"
             )
         with torch.enable_grad():
-            f = wide(output.detach()).flatten(1).requires_grad_()
+            f = wide(output.detach()).reshape(output.shape[0], -1).requires_grad_()
             loss = self.loss(f.view(output.shape), target)
             (first,) = torch.autograd.grad(loss, f, create_graph=True)
         if not first.requires_grad:

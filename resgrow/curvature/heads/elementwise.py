@@ -27,7 +27,7 @@ class Elementwise(Head):
         return float(output.numel() if self.mean else output.shape[0])
 
     def factors(self, output: Tensor, target: Tensor) -> Iterator[tuple[float, Tensor]]:
-        root = self._root(output, target).flatten(1)
+        root = self._root(output, target).reshape(output.shape[0], -1)
         wanted = (root != 0).any(0).nonzero().flatten().tolist()
         for c in wanted:
             factor = torch.zeros_like(root)
@@ -56,7 +56,7 @@ class Elementwise(Head):
                 f"{self.op}: weights must be >= 0 and targets in [0, 1] (got a second derivative of {second.min():g}); "
                 "only then is the loss convex"
             )
-        return second.sqrt().reshape(output.shape[0], *output.shape[1:])
+        return second.sqrt()
 
     def _check(self, output: Tensor, target: Tensor) -> None:
         if output.shape != target.shape:
