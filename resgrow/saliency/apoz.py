@@ -17,7 +17,7 @@ from resgrow.saliency.request import Request
 from resgrow.saliency.result import Saliency
 
 # By function name: torch.relu, F.relu, Tensor.relu and Tensor.relu_ are one. Names are looked up without leading
-# and trailing underscores (operators, in place functions).
+# and trailing underscores (operators, in place functions) and without the overload of a custom operator.
 ACTIVATIONS = frozenset(
     name
     for names in (
@@ -104,7 +104,7 @@ class _Counter(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         if not arriving or not isinstance(output, Tensor):
             return output
-        name = getattr(func, "__name__", "").strip("_")
+        name = getattr(func, "__name__", "").partition(".")[0].strip("_")
         if name in ACTIVATIONS:
             for trace in arriving:
                 self._count(trace, output)

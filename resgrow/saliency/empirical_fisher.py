@@ -72,10 +72,14 @@ def _cut(value: Any, piece: slice, samples: int) -> Any:
 
 
 def per_sample_gradients(model: nn.Module, head: Head, inputs: Any, target: Tensor) -> dict[str, Tensor]:
-    parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    """``{name: (n, *shape)}``: the gradient of each sample's share of ``head.loss``."""
+    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
-    def loss(weights, x, t):
-        return head.loss(torch.func.functional_call(model, weights, (x[None],)), t[None])
+    def product(weights: dict[str, Tensor], x: Tensor, v: Tensor) -> Tensor:
+        return (torch.func.functional_call(model, weights, (x[None],)) * v[None]).sum()
 
     with eval_mode(model):
-        return torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, inputs, target)
+        with torch.no_grad():
+            output = call(model, inputs)
+        v = head.gradient(output, target)
+        return torch.func.vmap(torch.func.grad(product), (None, 0, 0))(parameters, inputs, v)
