@@ -16,6 +16,7 @@ from resgrow.curvature.heads import LossFn, head_of
 from resgrow.curvature.hessian import hessian
 from resgrow.curvature.hutchinson import hutchinson
 from resgrow.curvature.progress import Report, metered
+from resgrow.curvature.lecun import lecun
 from resgrow.curvature.request import Request
 from resgrow.curvature.result import Curvature
 from resgrow.curvature.squares import squares
@@ -26,6 +27,7 @@ METHODS: dict[str, Callable[[Request], dict[str, Tensor]]] = {
     "fisher": squares,
     "hessian": hessian,
     "hutchinson": hutchinson,
+    "lecun": lecun,
 }
 
 # Options with a meaning for some methods only: their neutral value, those methods, and why the others do without.
