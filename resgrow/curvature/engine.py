@@ -15,8 +15,8 @@ from resgrow.curvature.damping import PROBE_SAMPLES, mean_curvature, measured_da
 from resgrow.curvature.heads import LossFn, head_of
 from resgrow.curvature.hessian import hessian
 from resgrow.curvature.hutchinson import hutchinson
-from resgrow.curvature.progress import Report, metered
 from resgrow.curvature.lecun import lecun
+from resgrow.curvature.progress import Report, metered
 from resgrow.curvature.request import Request
 from resgrow.curvature.result import Curvature
 from resgrow.curvature.squares import squares
@@ -81,7 +81,8 @@ def curvature(
     * ``"fisher"`` is the empirical Fisher diagonal, with the true targets. It is *not* an estimate of the Hessian: near
       interpolation it holds a small part of its mass.
     * ``"hutchinson"`` is an unbiased estimate of ``"hessian"``, whose variance is the mass off the diagonal. With
-      ``control_variate`` it is ``"ggn"`` plus the estimate of what ``"ggn"`` leaves out, and only that is noisy.
+      ``control_variate`` it is ``"ggn"`` plus an estimate of what ``"ggn"`` leaves out, and only that is noisy: nothing
+      where the two are equal. That costs a ``"ggn"`` pass and ``samples`` double backward passes per *layer*.
 
     **Scale.** Everything is of the mean loss over all data: the sum of losses over the sum of what torch divides by for
     ``reduction="mean"``, not a mean of batch means. That divisor is the number of elements for MSE and BCE, the summed
@@ -136,6 +137,8 @@ def curvature(
         "control_variate": control_variate,
     }
     _check(model, method, damping, options)
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"curvature: progress must be True, False or a function (got {progress!r})")
     head = head_of("curvature", loss_fn, temperature)
     device = device_of(model)
     generator = generator or torch.Generator(device).manual_seed(0)

@@ -19,7 +19,9 @@ def hutchinson(request: Request) -> dict[str, Tensor]:
     """``E[z * Hz]`` with random signs ``z``, drawn anew for every batch and probe, see ``curvature``.
 
     With the control variate ``G``, the generalised Gauss-Newton matrix: ``diag(G) + E[z * (H - G) z]``. The first term
-    is exact, so that only the residual is noisy: it is zero wherever ``H = G``.
+    is exact, so that only the residual is noisy. Between layers ``H - G`` is never zero, not even in a ReLU network
+    (two layers' weights multiply each other), and that noise would be most of it; so ``z`` is then zero outside one
+    layer at a time. Within a layer's own block ``H = G`` wherever the network is piecewise linear in its weights.
     """
     totals = {name: torch.zeros_like(p, dtype=result_dtype(p)) for name, p in request.parameters.items()}
     weight = 0.0
@@ -40,33 +42,47 @@ def _probes(request: Request, batch: Batch, totals: dict[str, Tensor]) -> float:
     with twice(request):
         graph = differentiate(request, batch)
         for _ in range(request.samples):
-            _probe(request, graph, totals)
+            for block in _blocks(request):
+                _probe(request, graph, block, totals)
     return graph.total
 
 
-def _probe(request: Request, graph: Differentiable, totals: dict[str, Tensor]) -> None:
-    """Adds one batch's ``z * Hz``, or ``z * (H - G) z``, over the number of probes."""
-    parameters = request.parameters
+def _blocks(request: Request) -> list[dict[str, Tensor]]:
+    """The parameters that are probed together: all, or each module's own."""
+    if not request.control_variate:
+        return [request.parameters]
+    blocks: dict[str, dict[str, Tensor]] = {}
+    for name, parameter in request.parameters.items():
+        blocks.setdefault(name.rpartition(".")[0], {})[name] = parameter
+    return list(blocks.values())
+
+
+def _probe(request: Request, graph: Differentiable, parameters: dict[str, Tensor], totals: dict[str, Tensor]) -> None:
+    """Adds one batch's ``z * Hz``, or ``z * (H - G) z``, over the number of probes; ``z`` is zero elsewhere."""
     z = {name: signs(p.detach(), request.generator) for name, p in parameters.items()}
-    linked = [(g, z[name]) for name, g in graph.gradients.items() if g is not None]
+    linked = [(g, z[name]) for name, g in graph.gradients.items() if g is not None and name in z]
     product = _vjp([g for g, _ in linked], parameters, [v for _, v in linked])
     for name, value in product.items():
         totals[name].add_(z[name] * value, alpha=1 / request.samples)
     if request.control_variate:
-        for name, value in _gauss_newton(request, graph, z).items():
+        for name, value in _gauss_newton(request, graph, parameters, z).items():
             totals[name].sub_(z[name] * value, alpha=1 / request.samples)
 
 
-def _gauss_newton(request: Request, graph: Differentiable, z: dict[str, Tensor]) -> dict[str, Tensor]:
+def _gauss_newton(
+    request: Request, graph: Differentiable, parameters: dict[str, Tensor], z: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """``J^T (d2l/df2) J z``.
 
     ``J z`` is the derivative of ``J^T u`` by ``u`` in the direction ``z``: two backward passes, which all operations
     have, where forward-mode differentiation would need a rule for each.
     """
-    parameters, output = request.parameters, graph.output
+    output = graph.output
     u = torch.zeros_like(output, requires_grad=True)
     pulled = torch.autograd.grad(output, list(parameters.values()), u, create_graph=True, allow_unused=True)
     linked = [(g, z[name]) for name, g in zip(parameters, pulled, strict=True) if g is not None]
+    if not linked:
+        return {}
     (pushed,) = torch.autograd.grad([g for g, _ in linked], u, [v for _, v in linked])
     return _vjp([output], parameters, [_output_product(request, graph, pushed)])
 
