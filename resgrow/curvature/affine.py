@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class _Affine(torch.autograd.Function):
@@ -22,16 +22,11 @@ class _Affine(torch.autograd.Function):
         return (grads[0] * ctx.scale).to(ctx.dtype), None, None
 
 
-def relink(module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
-    """The ``(N, C, *)`` output of a module, through a cheaper path to ``x`` where there is one.
+def relink(x: Tensor, output: Tensor, scale: Tensor) -> Tensor:
+    """The output ``(N, C, *)`` of ``scale x + shift`` with a constant ``scale (C,)``, through a cheaper path to ``x``.
 
     torch's batch norm derivative reads input and gradient twice for sums that eval mode does not use.
     """
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not output.requires_grad:
+    if not output.requires_grad:
         return output
-    if module.running_mean is None or module.running_var is None:
-        return output
-    scale = (module.running_var + module.eps).rsqrt()
-    if module.weight is not None:
-        scale = scale * module.weight
     return _Affine.apply(x, output.detach(), scale.view(-1, *(1,) * (x.dim() - 2)))

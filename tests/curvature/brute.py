@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,3 +59,40 @@ def softmax_factors(output: Tensor) -> list[Tensor]:
     """``S_c = sqrt(p_c) (e_c - p)``."""
     p = output.softmax(1)
     return [p[:, c : c + 1].sqrt() * (torch.eye(p.shape[1], dtype=p.dtype)[c] - p) for c in range(p.shape[1])]
+
+
+def fisher_one_by_one(
+    model: nn.Module, loss_fn: Callable[..., Tensor], x: Sequence[Tensor], y: Tensor
+) -> dict[str, Tensor]:
+    """``1/N sum_n (dl_n / dw)^2`` for any inputs and uses of parameters; zeros for those that are not used."""
+
+    def losses(sample: Sequence[Tensor], n: int) -> list[Tensor]:
+        return [loss_fn(model(*sample), y[n : n + 1])]
+
+    return _mean_square(model, x, losses)
+
+
+def ggn_one_by_one(model: nn.Module, x: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The generalised Gauss-Newton diagonal of softmax cross-entropy, likewise."""
+
+    def projections(sample: Sequence[Tensor], n: int) -> list[Tensor]:
+        output = model(*sample)
+        return [(output * factor).sum() for factor in softmax_factors(output.detach())]
+
+    return _mean_square(model, x, projections)
+
+
+def _mean_square(
+    model: nn.Module, x: Sequence[Tensor], scalars: Callable[[Sequence[Tensor], int], list[Tensor]]
+) -> dict[str, Tensor]:
+    model.eval()
+    parameters = dict(model.named_parameters())
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for n in range(len(x[0])):
+        for scalar in scalars([t[n : n + 1] for t in x], n):
+            grads = torch.autograd.grad(
+                scalar, list(parameters.values()), retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for name, grad in zip(total, grads, strict=True):
+                total[name] += grad.square() / len(x[0])
+    return total
