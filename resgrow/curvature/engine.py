@@ -62,15 +62,16 @@ def curvature(
     ``L`` is the mean loss, ``l_n`` sample ``n``'s, ``g_n(v)`` the gradient that a vector ``v`` at the output of sample
     ``n`` sends to a parameter, and ``S_c`` the factors of the loss's Hessian at the output (``sum_c S_c S_c^T``).
 
-    ================ ============================================= ============================================
-    method           definition                                    cost per batch
-    ================ ============================================= ============================================
-    ``"hessian"``    ``d2L/dw_k^2``                                one backward pass per parameter *element*
-    ``"ggn"``        ``1/N sum_n sum_c g_n(S_c)^2``                one backward pass per output (classes - 1)
-    ``"ggn-mc"``     ``1/N sum_n g_n(v_n)^2``, ``E[v v^T] = S S^T``  ``samples`` backward passes
-    ``"fisher"``     ``1/N sum_n (dl_n/dw)^2``                     one backward pass
-    ``"hutchinson"`` ``E[z * Hz]``, random signs ``z``             ``samples`` double backward passes
-    ================ ============================================= ============================================
+    ================ ================================================ ============================================
+    method           definition                                       cost per batch
+    ================ ================================================ ============================================
+    ``"hessian"``    ``d2L/dw_k^2``                                   one backward pass per parameter *element*
+    ``"ggn"``        ``1/N sum_n sum_c g_n(S_c)^2``                   one backward pass per output (classes - 1)
+    ``"ggn-mc"``     ``1/N sum_n g_n(v_n)^2``, ``E[v v^T] = S S^T``   ``samples`` backward passes
+    ``"fisher"``     ``1/N sum_n (dl_n/dw)^2``                        one backward pass
+    ``"lecun"``      the recursion of diagonals                       one backward pass, two if activations curve
+    ``"hutchinson"`` ``E[z * Hz]``, random signs ``z``                ``samples`` double backward passes
+    ================ ================================================ ============================================
 
     * ``"hessian"`` is exact for any operation that torch can differentiate twice, and signed: with tanh or GELU many
       entries are negative. For small networks.
@@ -80,6 +81,8 @@ def curvature(
       signs, whose variance is far below that of sampled labels where softmax saturates.
     * ``"fisher"`` is the empirical Fisher diagonal, with the true targets. It is *not* an estimate of the Hessian: near
       interpolation it holds a small part of its mass.
+    * ``"lecun"`` is *approximate*: LeCun's (1989) recursion, which leaves out all curvature off the diagonal at the
+      output, in every layer and between positions. Functions need a rule each.
     * ``"hutchinson"`` is an unbiased estimate of ``"hessian"``, whose variance is the mass off the diagonal. With
       ``control_variate`` it is ``"ggn"`` plus an estimate of what ``"ggn"`` leaves out, and only that is noisy: nothing
       where the two are equal. That costs a ``"ggn"`` pass and ``samples`` double backward passes per *layer*.
@@ -175,7 +178,7 @@ def _check(model: nn.Module, method: str, damping: float | str, options: dict[st
         if value != neutral and method not in methods:
             raise ValueError(
                 f"curvature: {name} has no meaning for {method!r} (got {value}): {reason}; leave it at {neutral}, or "
-                f"use one of {', '.join(m for m in methods if m in METHODS)}"
+                f"use one of {', '.join(methods)}"
             )
     if options["control_variate"] and options["train"]:
         raise ValueError("curvature: control_variate needs eval mode, as 'ggn' does (got train=True); leave one out")

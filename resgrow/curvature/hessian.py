@@ -24,7 +24,7 @@ def hessian(request: Request) -> dict[str, Tensor]:
     gradient's graph per parameter element and batch, in chunks of unit vectors that share a pass. The graph is built
     once per batch, and its memory is a small multiple of a training step's plus that of a chunk.
     """
-    totals = {name: torch.zeros_like(p, dtype=result_dtype(p)) for name, p in request.parameters.items()}
+    totals = {name: p.new_zeros(p.shape, dtype=result_dtype(p)) for name, p in request.parameters.items()}
     weight = 0.0
     for batch in request.batches():
         with twice(request):

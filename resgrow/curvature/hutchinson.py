@@ -23,7 +23,7 @@ def hutchinson(request: Request) -> dict[str, Tensor]:
     (two layers' weights multiply each other), and that noise would be most of it; so ``z`` is then zero outside one
     layer at a time. Within a layer's own block ``H = G`` wherever the network is piecewise linear in its weights.
     """
-    totals = {name: torch.zeros_like(p, dtype=result_dtype(p)) for name, p in request.parameters.items()}
+    totals = {name: p.new_zeros(p.shape, dtype=result_dtype(p)) for name, p in request.parameters.items()}
     weight = 0.0
     for batch in request.batches():
         total = _probes(request, batch, totals)

@@ -243,6 +243,14 @@ def test_single_precision_and_frozen_parameters():
         torch.testing.assert_close(value, exact[name].float(), rtol=1e-4, atol=1e-6)
 
 
+def test_channels_last_weights():
+    model = network("gelu, group norm").eval()
+    wanted = curvature(model, F.cross_entropy, (X, Y), "hessian")
+    model = model.to(memory_format=torch.channels_last)
+    assert not model[0].weight.is_contiguous()
+    assert_same(curvature(model, F.cross_entropy, (X, Y), "hessian"), wanted)
+
+
 @pytest.mark.parametrize("method", ["hessian", "hutchinson"])
 def test_a_loss_without_curvature_and_nothing_that_counts(method):
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).double()
