@@ -1,7 +1,7 @@
 """Saliency criteria: a model and data in, one score per parameter element out. Nothing here changes a model."""
 
 from resgrow.saliency.criteria import METHODS, saliency
-from resgrow.saliency.damping import mean_curvature, obd
+from resgrow.saliency.damping import obd
 from resgrow.saliency.result import Saliency
 
-__all__ = ["METHODS", "Saliency", "mean_curvature", "obd", "saliency"]
+__all__ = ["METHODS", "Saliency", "obd", "saliency"]

@@ -12,6 +12,7 @@ from torch import nn
 
 from resgrow.curvature.batches import Batch
 from resgrow.curvature.heads import LossFn
+from resgrow.curvature.progress import Report
 from resgrow.saliency.apoz import apoz
 from resgrow.saliency.baselines import magnitude, random
 from resgrow.saliency.first_order import taylor
@@ -35,7 +36,7 @@ METHODS: dict[str, Criterion] = {
     "magnitude": Criterion(magnitude),
     "taylor": Criterion(taylor),
     "fisher": Criterion(fisher),
-    "obs": Criterion(obs, frozenset({"hessian", "damping", "block_size"})),
+    "obs": Criterion(obs, frozenset({"hessian", "damping", "block_size", "samples", "temperature", "generator"})),
     "wanda": Criterion(wanda),
     "apoz": Criterion(apoz),
     "random": Criterion(random, frozenset({"generator"})),
@@ -56,6 +57,7 @@ def saliency(
     hessian: str | None = None,
     block_size: int | None = None,
     generator: torch.Generator | None = None,
+    progress: bool | Report = False,
 ) -> Saliency:
     """Score of every trainable parameter element: how much is lost when it goes. The model is left as it was.
 
@@ -106,7 +108,9 @@ def saliency(
             Needs no loss; parameters of other than linear and (not transposed) convolutional layers score 0.
         block_size: weights per block at most, for ``hessian="fisher"``; by default 64. As many numbers are kept per
             weight.
-        generator: source of randomness; by default a fresh one with seed 0.
+        generator: source of randomness; by default a fresh one with seed 0. The global random state is left as it was.
+        progress: True draws a bar on stderr while it runs; or a function that is called with (done, total) after every
+            batch, or every stage of "auto"; total is None where ``len(data)`` is not known.
 
     Raises:
         ValueError: unknown method, an option that the method does not have or that is out of range, missing loss or
@@ -128,7 +132,9 @@ def saliency(
     for name, parameter in model.named_parameters():
         if parameter.is_complex():
             raise TypeError(f"saliency: parameters must be real (got {parameter.dtype} for '{name}')")
-    scores = criterion.score(Request(model, loss_fn, data, method, options))
+    devices = [parameter.device for parameter in model.parameters() if parameter.is_cuda][:1]
+    with torch.random.fork_rng(devices):  # loaders that shuffle draw from the global state
+        scores = criterion.score(Request(model, loss_fn, data, method, options, progress))
     for name, score in scores.items():
         if not torch.isfinite(score).all():
             raise ValueError(f"saliency: scores of '{name}' are not finite; check that parameter and the data")

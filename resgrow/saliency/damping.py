@@ -6,9 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from resgrow.curvature.damping import mean_curvature, weight_names
-
-__all__ = ["mean_curvature", "obd", "weight_names"]
+from resgrow.curvature.damping import mean_curvature
 
 
 def obd(model: nn.Module, h: Mapping[str, Tensor], damping: float, power: float = 1.0) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from resgrow._modes import eval_mode
 from resgrow.curvature.batches import call
-from resgrow.curvature.request import result_dtype
+from resgrow.curvature.request import inverse, result_dtype
 from resgrow.saliency.request import Request
 from resgrow.saliency.result import Saliency
 
@@ -38,4 +38,5 @@ def _mean_gradients(request: Request) -> dict[str, Tensor]:
                 if gradient is not None:
                     sums[name] += gradient
             weight += head.total(output.detach(), target)
-    return {name: total / weight for name, total in sums.items()}
+    scale = inverse("saliency", weight)
+    return {name: total * scale for name, total in sums.items()}

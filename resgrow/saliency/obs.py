@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from resgrow.curvature.damping import weight_names
 from resgrow.curvature.request import result_dtype
-from resgrow.saliency.empirical_fisher import fisher_blocks
+from resgrow.saliency.gradient_blocks import gradient_blocks
 from resgrow.saliency.input_moments import input_moments
 from resgrow.saliency.layers import layers_of
 from resgrow.saliency.quadratic import Quadratic, Surgeon, explained
 from resgrow.saliency.request import Request
 from resgrow.saliency.result import LOSS, Saliency
 
-# Weights per block of the Fisher matrix, at most.
+# Weights per block, at most.
 BLOCK_SIZE = 64
-DAMPING = {"fisher": 1.0, "layer": 0.01}
 LAYER_UNIT = "rise of the squared error of the layer's output, mean over samples"
 
 
@@ -25,31 +26,32 @@ def obs(request: Request) -> Saliency:
     """``w_k^2 / (2 [H^-1]_kk)`` and the quadratic models that survivors are corrected by.
 
     Raises:
-        ValueError: an unknown ``hessian``, bad ``damping`` or ``block_size``, matrices that are not positive definite.
+        ValueError: an unknown ``hessian``, an option that it does not have, or matrices that are not positive definite.
     """
-    kind = request.options.get("hessian", "fisher")
-    if kind not in _KINDS:
-        raise ValueError(f"saliency: hessian must be one of {', '.join(_KINDS)} (got {kind!r})")
-    damping = request.options.get("damping", DAMPING[kind])
+    name = request.options.get("hessian", "fisher")
+    if name not in _KINDS:
+        raise ValueError(f"saliency: hessian must be one of {', '.join(_KINDS)} (got {name!r})")
+    kind = _KINDS[name]
+    for option in request.options:
+        if option not in ("hessian", "damping", *kind.options):
+            takes = ", ".join(("damping", *kind.options))
+            raise ValueError(f"saliency: 'obs' with hessian={name!r} takes {takes} (got {option}); leave it out")
+    damping = request.options.get("damping", kind.damping)
     if damping == "auto":
         raise ValueError("saliency: damping must be a number for 'obs' (got 'auto'); leave it out for the default")
-    return _KINDS[kind](request, float(damping))
+    return kind.score(request, name, float(damping))
 
 
-def _fisher(request: Request, damping: float) -> Saliency:
-    """Blocks of the empirical Fisher matrix of the mean loss, as in WoodFisher (Singh & Alistarh 2020)."""
-    blocks = fisher_blocks(request, request.options.get("block_size", BLOCK_SIZE))
+def _blocks(request: Request, kind: str, damping: float) -> Saliency:
+    """Blocks of a matrix of the mean loss, as in WoodFisher (Singh & Alistarh 2020)."""
+    blocks = gradient_blocks(request, kind, request.options.get("block_size", BLOCK_SIZE))
     d = damping * _mean_diagonal(blocks, request.parameters)
     quadratics = {name: Quadratic(block, d) for name, block in blocks.items()}
     return Saliency(_scores(request, quadratics), "obs", LOSS, damping=damping, compensation=Surgeon(quadratics))
 
 
-def _layer(request: Request, damping: float) -> Saliency:
+def _layer(request: Request, kind: str, damping: float) -> Saliency:
     """``2 X X^T`` of each layer's own inputs, as in Optimal Brain Compression (Frantar & Alistarh 2022)."""
-    if "block_size" in request.options:
-        raise ValueError(
-            "saliency: block_size has no meaning with hessian='layer', whose blocks are rows; leave it out"
-        )
     layers = [layer for layer in layers_of(request.model, "obs") if not layer.transposed]
     moments, positions = input_moments(request, layers)
     parameters = request.parameters
@@ -65,7 +67,20 @@ def _layer(request: Request, damping: float) -> Saliency:
     return Saliency(scores, "obs", LAYER_UNIT, damping=damping, compensation=Surgeon(quadratics))
 
 
-_KINDS: dict[str, Callable[[Request, float], Saliency]] = {"fisher": _fisher, "layer": _layer}
+@dataclass(frozen=True)
+class _Kind:
+    """What ``hessian`` may be: how scores are made, the default damping, the options beside it."""
+
+    score: Callable[[Request, str, float], Saliency]
+    damping: float
+    options: tuple[str, ...]
+
+
+_KINDS: dict[str, _Kind] = {
+    "fisher": _Kind(_blocks, 1.0, ("block_size",)),
+    "ggn-mc": _Kind(_blocks, 1.0, ("block_size", "samples", "temperature", "generator")),
+    "layer": _Kind(_layer, 0.01, ()),
+}
 
 
 def _scores(request: Request, quadratics: Mapping[str, Quadratic]) -> dict[str, Tensor]:
@@ -79,6 +94,6 @@ def _scores(request: Request, quadratics: Mapping[str, Quadratic]) -> dict[str, 
 
 def _mean_diagonal(blocks: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> float:
     """Over all weights of all layers together, as for damped Optimal Brain Damage."""
-    weights = [name for name in blocks if parameters[name].dim() >= 2] or list(blocks)
+    weights = weight_names(parameters) or list(parameters)
     total = sum(float(blocks[name].diagonal(dim1=2, dim2=3).double().sum()) for name in weights)
     return total / max(1, sum(parameters[name].numel() for name in weights))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,15 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from resgrow.curvature.batches import Batch
+from resgrow.curvature.damping import weight_names
 from resgrow.curvature.evaluate import mean_loss
 from resgrow.curvature.heads import LossFn
+from resgrow.curvature.progress import Meter
 from resgrow.ops import select_mask
-from resgrow.saliency.damping import obd, weight_names
+from resgrow.saliency.damping import obd
 
 # Each stage keeps this share of the weights that the one before left.
 KEEP = 0.75
 # The path ends when this share of the weights is left; the survivors are ranked by the last curvature.
 LEAST = 0.02
+STAGES = math.floor(math.log(LEAST) / math.log(KEEP))
 # Damping moves by this factor at most from one stage to the next, within these bounds; powers are tried at each.
 FACTOR, WEAKEST, STRONGEST = 3.0, 0.1, 10.0
 POWERS = (1.0, 0.5)
@@ -52,6 +56,7 @@ def along_path(
     loss_fn: LossFn,
     probe: Sequence[Batch],
     curvature_of: Callable[[nn.Module], Mapping[str, Tensor]],
+    meter: Meter,
 ) -> tuple[dict[str, Tensor], list[Stage]]:
     """Damped OBD scores, each as of the stage at which its weight was deleted.
 
@@ -63,12 +68,12 @@ def along_path(
         model: only read; deletions happen in a copy.
         probe: batches on which every setting is tried.
         curvature_of: model -> diagonal curvature, see ``resgrow.curvature``.
+        meter: told of every stage.
     """
     path = _Path(copy.deepcopy(model), loss_fn, probe)
-    density = 1.0
-    while density * KEEP >= LEAST:
-        density *= KEEP
-        path.advance(curvature_of(path.model), density)
+    for stage in range(1, STAGES + 1):
+        path.advance(curvature_of(path.model), KEEP**stage)
+        meter.batch()
     return path.scores, path.stages
 
 

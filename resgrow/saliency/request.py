@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from resgrow.curvature.batches import Batch, device_of, iterate
 from resgrow.curvature.heads import Head, LossFn, head_of
+from resgrow.curvature.progress import Meter, Report, metered
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Request:
         data: likewise.
         method: name of the criterion, for messages.
         options: those that were given, all of them known to the criterion.
+        progress: see ``saliency``.
     """
 
     model: nn.Module
@@ -30,6 +33,7 @@ class Request:
     data: Iterable[Any] | Batch | None
     method: str
     options: Mapping[str, Any]
+    progress: bool | Report = False
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -47,7 +51,7 @@ class Request:
         return self.loss_fn
 
     def head(self) -> Head:
-        return head_of("saliency", self.loss())
+        return head_of("saliency", self.loss(), self.options.get("temperature", 1.0))
 
     def given_data(self) -> Iterable[Any] | Batch:
         """The data as it was given. Raises ValueError where there is none."""
@@ -56,8 +60,16 @@ class Request:
         return self.data
 
     def batches(self) -> Iterator[Batch]:
-        """The batches of ``data`` on the model's device."""
-        yield from iterate("saliency", self.given_data(), device_of(self.model))
+        """The batches of ``data`` on the model's device; progress is told of each that is done."""
+        data = self.given_data()
+        with self.meter(len(data) if isinstance(data, Sized) else None) as meter:
+            for batch in iterate("saliency", data, device_of(self.model)):
+                yield batch
+                meter.batch()
+
+    def meter(self, steps: int | None) -> AbstractContextManager[Meter]:
+        """What progress is told through."""
+        return metered(self.progress, f"saliency: {self.method}", steps, 1)
 
     def _needs(self, what: str) -> ValueError:
         return ValueError(f"saliency: method '{self.method}' needs {what} (got None); or use 'magnitude'")

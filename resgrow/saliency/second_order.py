@@ -5,7 +5,7 @@ from __future__ import annotations
 from resgrow.curvature import curvature
 from resgrow.curvature.batches import device_of, take
 from resgrow.saliency.damping import obd as damped_obd
-from resgrow.saliency.path import along_path
+from resgrow.saliency.path import STAGES, along_path
 from resgrow.saliency.request import Request
 from resgrow.saliency.result import LOSS, Saliency
 
@@ -19,7 +19,7 @@ def obd(request: Request) -> Saliency:
     options = {"method": request.options.get("curvature", "ggn-mc")}
     options |= request.pick("samples", "temperature", "generator")
     if damping != "auto":
-        h = curvature(model, loss_fn, request.given_data(), **options)
+        h = curvature(model, loss_fn, request.given_data(), progress=request.progress, **options)
         scores = damped_obd(model, h, float(damping), request.options.get("power", 1.0))
         return Saliency(scores, "obd", LOSS, damping=float(damping))
     if "power" in request.options:
@@ -28,11 +28,12 @@ def obd(request: Request) -> Saliency:
             f"{request.options['power']}); leave it out, or give damping a number"
         )
     probe = take("saliency", request.given_data(), device_of(model), PROBE_SAMPLES)
-    scores, stages = along_path(model, loss_fn, probe, lambda m: curvature(m, loss_fn, probe, **options))
+    with request.meter(STAGES) as meter:
+        scores, stages = along_path(model, loss_fn, probe, lambda m: curvature(m, loss_fn, probe, **options), meter)
     return Saliency(scores, "obd", LOSS, stages=stages)
 
 
 def fisher(request: Request) -> Saliency:
     """``1/2 F w^2`` with ``F`` the diagonal of the empirical Fisher matrix of the mean loss."""
-    h = curvature(request.model, request.loss(), request.given_data(), method="fisher")
+    h = curvature(request.model, request.loss(), request.given_data(), method="fisher", progress=request.progress)
     return Saliency(damped_obd(request.model, h, 0.0), "fisher", LOSS, damping=0.0)

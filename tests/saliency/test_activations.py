@@ -139,9 +139,11 @@ def test_apoz_counts_zeros_behind_the_first_activation():
     torch.testing.assert_close(channels["hidden.weight"], share_alive(torch.cat(last)))
     for name in ("smooth.weight", "head.weight"):
         torch.testing.assert_close(channels[name], torch.ones_like(channels[name]))
-    for name, score in scores.items():
+    for score in scores.values():
         if score.dim() > 1:
-            torch.testing.assert_close(score, score[:, :1].flatten(1)[:, :1].view(-1, *[1] * (score.dim() - 1)) + 0 * score)
+            torch.testing.assert_close(
+                score, score[:, :1].flatten(1)[:, :1].view(-1, *[1] * (score.dim() - 1)) + 0 * score
+            )
         else:
             assert not score.any()
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resgrow import saliency
-from resgrow.saliency.damping import mean_curvature, obd
+from resgrow.curvature.damping import mean_curvature
+from resgrow.saliency import obd
 
 
 def problem() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
@@ -29,7 +30,8 @@ def sample_gradients(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> 
     for x, y in batches:
         for n in range(len(x)):
             loss = F.cross_entropy(model(x[n : n + 1]), y[n : n + 1])
-            found.append(dict(zip(dict(model.named_parameters()), torch.autograd.grad(loss, list(model.parameters())))))
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            found.append(dict(zip(dict(model.named_parameters()), gradients, strict=True)))
     model.train(training)
     return found
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resgrow import curvature, saliency
+from resgrow.curvature.damping import mean_curvature
 from resgrow.ops import reference
 from resgrow.saliency import path as path_module
-from resgrow.saliency.damping import mean_curvature
 
 
 @pytest.fixture
