@@ -1,4 +1,4 @@
-"""Command line: ``resgrow info`` and ``resgrow fit``."""
+"""Command line: ``resgrow info``, ``resgrow fit`` and ``resgrow saliency``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ FIT_EXAMPLES = """examples:
   resgrow fit --data ~/photos --model resnet8 --width 2 --budget params=20000
       own images in train/<class>/ and test/<class>/, at most 20,000 parameters
 """
+SALIENCY_EXAMPLES = """examples:
+  resgrow saliency runs/digits-resnet8-20260101-120000 --data digits
+      damped Optimal Brain Damage of a network that resgrow fit made: a table by layer, and saliency.safetensors
+  resgrow saliency my-model --data mnist --data-dir ~/data --block 16x1 --damping 1 --curvature ggn
+      one exact pass, with a second table by blocks of 16 output channels
+  resgrow saliency my-model --data ~/photos --method obs --hessian layer --limit 500 --out scores.safetensors
+      own images in train/<class>/ and test/<class>/, 500 of them
+"""
 INFO_EXAMPLES = """example:
   resgrow info
       what to copy into a bug report
@@ -40,7 +48,6 @@ def _info(arguments: argparse.Namespace) -> int:
 
 def _fit(arguments: argparse.Namespace) -> int:
     # Imported here: --help and info need not wait for all of it.
-    import torch
     from rich.console import Console
 
     from resgrow.experiments.config import make_config
@@ -62,10 +69,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         data_dir=arguments.data_dir,
         download=arguments.download,
     )
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise InputError(f"fit: --threads must be at least 1 (got {arguments.threads}); leave it out for all")
-        torch.set_num_threads(arguments.threads)
+    _set_threads("fit", arguments.threads)
     out = Path(arguments.out) if arguments.out else default_folder(config.data, config.model)
     try:
         fit(config, out, Console())
@@ -73,6 +77,41 @@ def _fit(arguments: argparse.Namespace) -> int:
         print(f"resgrow: interrupted by {signal}", file=sys.stderr)
         return signal.exit_code
     return 0
+
+
+def _saliency(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from resgrow.experiments.saliency_command import make_config, run
+
+    config = make_config(
+        arguments.model,
+        arguments.data,
+        out=arguments.out,
+        block=arguments.block,
+        damping=arguments.damping,
+        options={name: getattr(arguments, name) for name in ("curvature", "samples", "temperature", "hessian")},
+        method=arguments.method,
+        data_dir=arguments.data_dir,
+        batch_size=arguments.batch_size,
+        limit=arguments.limit,
+        seed=arguments.seed,
+    )
+    _set_threads("saliency", arguments.threads)
+    console = Console()
+    # Tables in pipes and files need not fit a terminal.
+    run(config, console if console.is_terminal else Console(width=160))
+    return 0
+
+
+def _set_threads(command: str, threads: int | None) -> None:
+    import torch
+
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"{command}: --threads must be at least 1 (got {threads}); leave it out for all")
+    torch.set_num_threads(threads)
 
 
 def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -118,12 +157,46 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.set_defaults(run=_fit)
 
 
+def _add_saliency(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "saliency",
+        help="score every parameter of a stored model, by layer and as a file",
+        description="Scores every parameter of a stored model on training images, prints what each layer is worth, and "
+        "writes the scores as safetensors.",
+        epilog=SALIENCY_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder written by resgrow.save, or run folder of resgrow fit")
+    add("--data", required=True, metavar="digits|mnist|DIR", help="data set")
+    add("--data-dir", metavar="DIR", help="where MNIST's files are (default: $RESGROW_DATA_DIR)")
+    add(
+        "--method",
+        default="obd",
+        metavar="NAME",
+        help="obd, magnitude, taylor, fisher, obs, wanda, apoz or random (default: obd)",
+    )
+    add("--curvature", metavar="NAME", help="for obd: hessian, ggn, ggn-mc, fisher, lecun or hutchinson")
+    add("--damping", metavar="auto|X", help="for obd and obs: multiple of the mean curvature (default: by method)")
+    add("--samples", type=int, metavar="N", help="random vectors per image or batch, where curvature is drawn")
+    add("--temperature", type=float, metavar="T", help="of the softmax whose curvature is taken (default: 1)")
+    add("--hessian", metavar="NAME", help="for obs: fisher, ggn-mc or layer (default: fisher)")
+    add("--limit", type=int, default=2048, metavar="N", help="training images used, drawn at random (default: 2048)")
+    add("--batch-size", type=int, default=128, metavar="N", help="images per pass (default: 128)")
+    add("--block", default="none", metavar="RxC|channel|none", help="units of a second table (default: none)")
+    add("--seed", type=int, default=0, help="of the choice of images and of random vectors (default: 0)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--out", metavar="FILE", help="where the scores go (default: MODEL/saliency.safetensors)")
+    parser.set_defaults(run=_saliency)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="resgrow", description="Networks that find their own size.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_info(commands)
     _add_fit(commands)
+    _add_saliency(commands)
     return parser
 
 

@@ -2,6 +2,6 @@
 
 from resgrow.saliency.criteria import METHODS, saliency
 from resgrow.saliency.damping import obd
-from resgrow.saliency.result import Saliency
+from resgrow.saliency.result import LOSS, Saliency
 
-__all__ = ["METHODS", "Saliency", "obd", "saliency"]
+__all__ = ["LOSS", "METHODS", "Saliency", "obd", "saliency"]
