@@ -89,21 +89,21 @@ class Layouts:
             Unclear: it takes a probe to tell.
         """
         if self.probing:
-            self.seen[key] = t.detach()
-            if key in self.decided:
-                return self._again(self.decided[key], t)
-        verdict: Verdict = self._certain(t, candidates, batched)
-        if verdict is None and key in self.decided:
-            return self._again(self.decided[key], t)
-        if verdict is None and self.probing:
-            verdict = Layout(self.samples, 0) if t.dim() and t.shape[0] == self.samples else CONSTANT
-        if verdict is None:
-            if self.probe is None or key not in self.probe:
-                raise Unclear(key)
-            verdict = _compared(t, self.probe[key], candidates, self.samples, self.probed)
-        if not self.probing:
-            self.decided[key] = verdict
-        return verdict
+            self.seen[key] = t.detach().clone()  # a later function may work in place
+        else:
+            certain = self._certain(t, candidates, batched)
+            if certain is not None:
+                if self.samples > 1:
+                    self.decided[key] = certain
+                return certain
+        if key in self.decided and self._fits(self.decided[key], t):
+            return self._again(self.decided[key])
+        if self.probing:
+            return self._certain(t, candidates, batched) or self._guess(t, candidates)
+        if self.probe is None or key not in self.probe:
+            raise Unclear(key)
+        self.decided[key] = _compared(t, self.probe[key], candidates, self.samples, self.probed)
+        return self.decided[key]
 
     def _certain(self, t: Tensor, candidates: Sequence[int], batched: bool) -> Layout | None:
         n = self.samples
@@ -115,15 +115,22 @@ class Layouts:
         carries = t.requires_grad or storage(t) in self.inputs
         return Layout(n, dims[0]) if carries and len(dims) == 1 and t.shape[dims[0]] == n else None
 
-    def _again(self, verdict: Verdict, t: Tensor) -> Verdict:
-        """An answer from another batch."""
+    def _guess(self, t: Tensor, candidates: Sequence[int]) -> Verdict:
+        """What lets a probe go on. The pass that asked decides; if this was wrong, a further probe will know."""
+        carries = t.requires_grad or storage(t) in self.inputs or (t.dim() and t.shape[0] == self.samples)
+        dims = [d for d in candidates if t.shape[d] % self.samples == 0]
+        return Layout(self.samples, dims[0] if dims else None) if carries else CONSTANT
+
+    def _fits(self, verdict: Verdict, t: Tensor) -> bool:
+        """Whether an answer from another pass is possible here."""
+        if not isinstance(verdict, Layout) or verdict.dim is None:
+            return True
+        return verdict.dim < t.dim() and t.shape[verdict.dim] % self.samples == 0
+
+    def _again(self, verdict: Verdict) -> Verdict:
         if not isinstance(verdict, Layout):
             return verdict
-        if self.samples == 1:
-            return Layout(1, None)
-        dim = verdict.dim
-        fits = dim is not None and dim < t.dim() and t.shape[dim] % self.samples == 0
-        return Layout(self.samples, dim, verdict.inner) if fits else None
+        return Layout(self.samples, None if self.samples == 1 else verdict.dim, verdict.inner)
 
 
 def _compared(whole: Tensor, part: Tensor, candidates: Sequence[int], samples: int, probed: int) -> Verdict:

@@ -52,12 +52,11 @@ class Taps:
             try:
                 trace, output = self._attempt(inputs, layouts)
             except Unclear as question:
-                if probe is not None:
-                    # Asked about again although it was decided all the way up to it: passes differ.
-                    self._decided.setdefault(question.key, None)
                 layouts = Layouts(probed, storages, self._decided, probing=True)
                 part = self._attempt(first(inputs, samples, probed), layouts)[1].detach()
                 probe = layouts.seen
+                if question.key not in probe:  # although all is decided up to there: passes differ
+                    self._decided[question.key] = None
                 continue
             if probe is not None:
                 check_alone(part, output)

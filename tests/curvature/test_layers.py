@@ -1,77 +1,15 @@
-"""Every function that has a rule, and every way a parameter can be used, against one sample at a time in float64."""
+"""Every function that has a rule, against one sample at a time in float64."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import brute
 import pytest
 import torch
+from measured import Logits, check, fast, noise, randomised
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-from resgrow import curvature
 
 SAMPLES = 4
-TARGET = torch.tensor([0, 1, 2, 1, 0, 2, 1, 0])
-
-
-class Head(nn.Module):
-    """A layer whose output, whatever its shape, becomes three logits in a way that curves."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, *x: Tensor) -> Tensor:
-        out = self.layer(*x)
-        flat = torch.tanh(out.reshape(len(out), -1))
-        mix = torch.linspace(-1, 1, 3 * flat.shape[1], dtype=flat.dtype, device=flat.device).view(-1, 3)
-        return flat @ (mix.cos() / flat.shape[1] ** 0.5)
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(5)
-    model = model.double().eval()
-    with torch.no_grad():
-        for t in (*model.parameters(), *model.buffers()):
-            if t.is_floating_point():
-                t.copy_(torch.empty(t.shape, dtype=t.dtype).uniform_(0.3, 1.3, generator=generator))
-        for p in model.parameters():
-            p.mul_(torch.randint(0, 2, p.shape, generator=generator) * 2 - 1)
-    return model
-
-
-def noise(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
-
-
-@contextmanager
-def fast() -> Iterator[None]:
-    """Nothing inside goes one sample at a time."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="curvature: no rule")
-        yield
-
-
-def check(model: nn.Module, *x: Tensor, rtol: float = 1e-10) -> None:
-    """``fisher`` and ``ggn`` are what they are by definition."""
-    inputs = x if len(x) > 1 else x[0]
-    y = TARGET[: len(x[0])]
-    wanted = {
-        "fisher": brute.fisher_one_by_one(model, F.cross_entropy, x, y),
-        "ggn": brute.ggn_one_by_one(model, x),
-    }
-    for method, values in wanted.items():
-        found = curvature(model, nn.CrossEntropyLoss(), [(inputs, y)], method)
-        assert found.keys() == values.keys()
-        for name, value in values.items():
-            scale = value.abs().max()
-            assert scale > 0, f"{name}: the comparison would be vacuous"
-            assert (found[name] - value).abs().max() <= rtol * scale, f"{method} of {name}"
-
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(5, 3), (5,)),
@@ -115,11 +53,103 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def test_layer(name):
     make, shape = LAYERS[name]
     with fast():
-        check(randomised(Head(make())), noise(SAMPLES, *shape))
+        check(randomised(Logits(make())), noise(SAMPLES, *shape))
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5])
 def test_any_number_of_samples(samples):
     layers = [nn.Conv1d(2, 3, 2), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 2)]
     with fast():
-        check(randomised(Head(nn.Sequential(*layers))), noise(samples, 2, 5))
+        check(randomised(Logits(nn.Sequential(*layers))), noise(samples, 2, 5))
+
+
+class Table(nn.Module):
+    def __init__(self, **options: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(6, 3, **options)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.table(index)
+
+
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 2}, {"padding_idx": -1}, {"sparse": True}])
+@pytest.mark.parametrize("index", [[0, 5, 2, 1], [[0, 2, 0, 0], [2, 2, 5, 1], [1, 5, 1, 5], [3, 4, 3, 2]]])
+def test_embedding_adds_repeated_indices_before_squaring(options, index):
+    with fast():
+        check(randomised(Logits(Table(**options))), torch.tensor(index))
+
+
+@pytest.mark.parametrize("options", [{"scale_grad_by_freq": True}, {"max_norm": 1.0}])
+def test_embeddings_without_a_rule_go_one_by_one(options):
+    model = randomised(Logits(Table(**options)))
+    with pytest.warns(UserWarning, match=r"no rule.*'model.table.weight' \(embedding\)"):
+        check(model, torch.tensor([[0, 2, 0, 0], [2, 2, 5, 1], [1, 5, 1, 5], [3, 4, 3, 2]]))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, **options: bool | int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, **options)
+        self.masks: dict[str, Tensor | bool] = {}
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        samples = len(x)
+        x = x if self.attention.batch_first else x.transpose(0, 1)
+        masks = dict(self.masks)
+        if "per_head" in masks:
+            masks["attn_mask"] = masks.pop("per_head").repeat(samples, 1, 1)
+        out, shares = self.attention(x, x, x, key_padding_mask=hidden, **masks)
+        out = out if self.attention.batch_first else out.transpose(0, 1)
+        return out if shares is None else torch.cat([out.flatten(1), shares.flatten(1)], 1)
+
+
+BLOCKED = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
+MASKS: dict[str, dict[str, Tensor | bool]] = {
+    "none": {},
+    "no weights": {"need_weights": False},
+    "weights per head": {"average_attn_weights": False},
+    "boolean": {"attn_mask": BLOCKED},
+    "boolean, no weights": {"attn_mask": BLOCKED, "need_weights": False},
+    "additive": {"attn_mask": torch.linspace(-1, 1, 25, dtype=torch.float64).view(5, 5)},
+    "per head": {"per_head": torch.linspace(-1, 1, 50, dtype=torch.float64).view(2, 5, 5)},
+    "causal": {"attn_mask": BLOCKED, "is_causal": True, "need_weights": False},
+}
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("masks", MASKS)
+def test_self_attention(masks, batch_first):
+    model = SelfAttention(batch_first=batch_first)
+    model.masks = MASKS[masks]
+    with fast():
+        check(randomised(Logits(model)), noise(SAMPLES, 5, 6))
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_attention_with_padding(weights):
+    model = SelfAttention(batch_first=True, bias=False)
+    model.masks = {"need_weights": weights, "attn_mask": BLOCKED}
+    hidden = torch.arange(5) >= torch.tensor([5, 3, 2, 4])[:, None]
+    with fast():
+        check(randomised(Logits(model)), noise(SAMPLES, 5, 6), hidden)
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, **options: bool | int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 3, batch_first=True, **options)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        return self.attention(x, memory, memory, need_weights=False)[0]
+
+
+@pytest.mark.parametrize(("options", "width"), [({}, 6), ({"kdim": 5, "vdim": 5}, 5), ({"bias": False}, 6)])
+def test_cross_attention(options, width):
+    with fast():
+        check(randomised(Logits(CrossAttention(**options))), noise(SAMPLES, 3, 6), noise(SAMPLES, 5, width))
+
+
+@pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}])
+def test_attention_without_a_rule_goes_one_by_one(options):
+    with pytest.warns(UserWarning, match="no rule.*multi_head_attention_forward"):
+        check(randomised(Logits(SelfAttention(batch_first=True, **options))), noise(SAMPLES, 5, 6))
