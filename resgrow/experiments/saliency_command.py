@@ -240,8 +240,9 @@ def _table(title: str, first: str, *columns: str) -> Table:
 
 
 def _quantiles(values: Tensor) -> list[str]:
-    """Read off the sorted values: `torch.quantile` refuses more than 16 million."""
+    """Interpolated between sorted values, as by `torch.quantile`, which refuses more than 16 million."""
     if not len(values):
         return [""] * len(QUANTILES)
     ordered = values.sort().values
-    return [f"{ordered[round(share * (len(ordered) - 1))]:.1e}" for share in QUANTILES.values()]
+    places = [share * (len(ordered) - 1) for share in QUANTILES.values()]
+    return [f"{torch.lerp(ordered[int(place)], ordered[math.ceil(place)], place % 1):.1e}" for place in places]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from resgrow.curvature.progress import Report
 from resgrow.saliency.apoz import apoz
 from resgrow.saliency.baselines import magnitude, random
 from resgrow.saliency.first_order import taylor
-from resgrow.saliency.obs import obs
+from resgrow.saliency.obs import layer_surgeon, obs
 from resgrow.saliency.request import Request
 from resgrow.saliency.result import Saliency
 from resgrow.saliency.second_order import fisher, obd
@@ -57,6 +57,7 @@ def saliency(
     hessian: str | None = None,
     block_size: int | None = None,
     generator: torch.Generator | None = None,
+    refit: bool = False,
     progress: bool | Report = False,
 ) -> Saliency:
     """Score of every trainable parameter element: how much is lost when it goes. The model is left as it was.
@@ -70,7 +71,7 @@ def saliency(
       alone and undamped.
     * ``"obs"``: ``w^2 / (2 [H^-1]_kk)``, the predicted rise when the other weights make up for the loss as well as they
       can (Hassibi & Stork 1993, eq. 5); `resgrow.prune` then corrects them. Options: ``hessian``, ``damping``,
-      ``block_size``.
+      ``block_size``, and for ``hessian="ggn-mc"`` ``samples``, ``temperature``, ``generator``.
     * ``"taylor"``: ``|g w|`` with ``g`` the gradient of the mean loss over all data: the size of its first-order change
       (Molchanov et al. 2017, eq. 8, of a parameter).
     * ``"wanda"``: ``|w| ||x||_2`` with ``x`` the weight's input feature over all samples and positions of the data, a
@@ -83,7 +84,7 @@ def saliency(
     * ``"magnitude"``: ``|w|``. Needs neither loss nor data.
     * ``"random"``: uniform on [0, 1). Needs neither. Option: ``generator``.
 
-    The model runs in eval mode. Data is read once, batch by batch.
+    The model runs in eval mode. Data is read once, batch by batch (twice with ``refit``).
 
     Args:
         model: see ``resgrow.curvature``.
@@ -96,19 +97,26 @@ def saliency(
             the model, curvature is taken anew after each stage, and each stage keeps the damping and ``power`` under
             which its deletions raise the measured loss least. It costs 13 curvature passes and up to 78 loss
             evaluations; a number costs one pass. For "obs" what is added to the diagonal, as a multiple of the mean
-            diagonal, of all weights together for "fisher" (default 1) and of each layer by itself for "layer" (default
-            0.01).
+            diagonal, of all weights together for "fisher" and "ggn-mc" (default 1) and of each layer by itself for
+            "layer" (default 0.01).
         power: with a number for ``damping``: ``h + d`` enters as ``(h + d)^power mean(h)^(1 - power)``, in (0, 1].
         temperature: see ``resgrow.curvature``.
         samples: see ``resgrow.curvature``.
         hessian: of what "obs" takes ``H``. "fisher" (the default): of the mean loss, by the empirical Fisher matrix in
-            blocks of ``block_size`` weights of one row (Singh & Alistarh 2020). "layer": of the squared error of each
-            layer's own output, ``2/N X X^T`` with ``X`` its unfolded inputs, one matrix for all rows (Frantar &
-            Alistarh 2022); scores are then in units of that error, not of the loss, and compare within a layer only.
-            Needs no loss; parameters of other than linear and (not transposed) convolutional layers score 0.
-        block_size: weights per block at most, for ``hessian="fisher"``; by default 64. As many numbers are kept per
-            weight.
+            blocks of ``block_size`` weights of one row (Singh & Alistarh 2020). "ggn-mc": the same blocks of the
+            Gauss-Newton matrix, estimated as by ``resgrow.curvature``, with its ``samples`` and ``temperature``; keeps
+            more accuracy, since near interpolation the Fisher matrix misses most of the curvature. "layer": of the
+            squared error of each layer's own output, ``2/N X X^T`` with ``X`` its unfolded inputs, one matrix for all
+            rows (Frantar & Alistarh 2022); scores are then in units of that error, not of the loss, and compare within
+            a layer only. Needs no loss; parameters of other than linear and (not transposed) convolutional layers score
+            0.
+        block_size: weights per block at most, for ``hessian="fisher"`` and "ggn-mc"; by default 64. As many numbers are
+            kept per weight.
         generator: source of randomness; by default a fresh one with seed 0. The global random state is left as it was.
+        refit: let `resgrow.prune` correct the survivors of any criterion such that each layer's output stays what it is
+            on ``data``, by least squares with the matrices of ``hessian="layer"``, in place of a correction that the
+            method brings itself. Reads ``data`` a second time, without gradients. With "obd" for the order, this is
+            what keeps most accuracy in one shot.
         progress: True draws a bar on stderr while it runs; or a function that is called with (done, total) after every
             batch, or every stage of "auto"; total is None where ``len(data)`` is not known.
 
@@ -132,9 +140,17 @@ def saliency(
     for name, parameter in model.named_parameters():
         if parameter.is_complex():
             raise TypeError(f"saliency: parameters must be real (got {parameter.dtype} for '{name}')")
+    if refit and isinstance(data, Iterator):
+        raise ValueError(
+            f"saliency: refit reads data a second time (got a {type(data).__name__}, which can be read once); pass a "
+            "list or a loader"
+        )
+    request = Request(model, loss_fn, data, method, options, progress)
     devices = [parameter.device for parameter in model.parameters() if parameter.is_cuda][:1]
     with torch.random.fork_rng(devices):  # loaders that shuffle draw from the global state
-        scores = criterion.score(Request(model, loss_fn, data, method, options, progress))
+        scores = criterion.score(request)
+        if refit:
+            scores.compensation = layer_surgeon(request)
     for name, score in scores.items():
         if not torch.isfinite(score).all():
             raise ValueError(f"saliency: scores of '{name}' are not finite; check that parameter and the data")

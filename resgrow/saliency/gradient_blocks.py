@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from resgrow._modes import eval_mode
 from resgrow.curvature.batches import call
+from resgrow.curvature.heads import Head
+from resgrow.curvature.per_sample import per_sample_gradients
 from resgrow.curvature.request import inverse, result_dtype
 from resgrow.saliency.request import Request
 
@@ -44,7 +46,7 @@ def gradient_blocks(request: Request, kind: str, size: int) -> dict[str, Tensor]
         weight += head.total(output, target)
         for _ in range(draws):
             v = head.gradient(output, target) if kind == "fisher" else head.sample(output, target, generator)
-            for name, gradients in per_sample_gradients(request.model, v, inputs).items():
+            for name, gradients in per_sample_gradients(request.model, _Linear(v), inputs, target).items():
                 _add_products(sums[name], gradients)
     scale = inverse("saliency", weight) / draws
     if kind == "fisher":
@@ -87,12 +89,23 @@ def _add_products(total: Tensor, gradients: Tensor) -> None:
     total.view(-1, length, length).baddbmm_(cut.transpose(1, 2), cut)
 
 
-def per_sample_gradients(model: nn.Module, v: Tensor, inputs: Any) -> dict[str, Tensor]:
-    """``{name: (n, *shape)}``: what ``v`` at the output sends to each parameter, sample by sample."""
-    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+class _Linear(Head):
+    """The loss ``<v, f>``, whose gradient at the output is ``v``."""
 
-    def product(weights: dict[str, Tensor], x: Tensor, v: Tensor) -> Tensor:
-        return (torch.func.functional_call(model, weights, (x[None],)) * v[None]).sum()
+    def __init__(self, v: Tensor) -> None:
+        self.v = v
 
-    with eval_mode(model):
-        return torch.func.vmap(torch.func.grad(product), (None, 0, 0))(parameters, inputs, v)
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return (output * self.v).sum()
+
+    def total(self, output: Tensor, target: Tensor) -> float:
+        return float(len(target))
+
+    def factors(self, output: Tensor, target: Tensor) -> Iterator[tuple[float, Tensor]]:
+        yield 1.0, torch.zeros_like(output)
+
+    def sample(self, output: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.zeros_like(output)
+
+    def diagonal(self, output: Tensor, target: Tensor) -> Tensor:
+        return torch.zeros_like(output)

@@ -12,13 +12,14 @@ from resgrow.curvature.damping import weight_names
 from resgrow.curvature.request import result_dtype
 from resgrow.saliency.gradient_blocks import gradient_blocks
 from resgrow.saliency.input_moments import input_moments
-from resgrow.saliency.layers import layers_of
+from resgrow.saliency.layers import Layer, layers_of
 from resgrow.saliency.quadratic import Quadratic, Surgeon, explained
 from resgrow.saliency.request import Request
 from resgrow.saliency.result import LOSS, Saliency
 
 # Weights per block, at most.
 BLOCK_SIZE = 64
+LAYER_DAMPING = 0.01
 LAYER_UNIT = "rise of the squared error of the layer's output, mean over samples"
 
 
@@ -50,14 +51,28 @@ def _blocks(request: Request, kind: str, damping: float) -> Saliency:
     return Saliency(_scores(request, quadratics), "obs", LOSS, damping=damping, compensation=Surgeon(quadratics))
 
 
-def _layer(request: Request, kind: str, damping: float) -> Saliency:
-    """``2 X X^T`` of each layer's own inputs, as in Optimal Brain Compression (Frantar & Alistarh 2022)."""
-    layers = [layer for layer in layers_of(request.model, "obs") if not layer.transposed]
-    moments, positions = input_moments(request, layers)
-    parameters = request.parameters
-    quadratics = {
+def layer_surgeon(request: Request) -> Surgeon:
+    """Corrects each layer's weights such that its output stays what it is, by least squares."""
+    moments, _ = input_moments(request, _refittable(request))
+    return Surgeon(_layer_quadratics(moments, LAYER_DAMPING))
+
+
+def _refittable(request: Request) -> list[Layer]:
+    return [layer for layer in layers_of(request.model, request.method) if not layer.transposed]
+
+
+def _layer_quadratics(moments: Mapping[str, Tensor], damping: float) -> dict[str, Quadratic]:
+    return {
         name: Quadratic(h, damping * float(h.diagonal(dim1=2, dim2=3).double().mean())) for name, h in moments.items()
     }
+
+
+def _layer(request: Request, kind: str, damping: float) -> Saliency:
+    """``2 X X^T`` of each layer's own inputs, as in Optimal Brain Compression (Frantar & Alistarh 2022)."""
+    layers = _refittable(request)
+    moments, positions = input_moments(request, layers)
+    parameters = request.parameters
+    quadratics = _layer_quadratics(moments, damping)
     scores = {name: torch.zeros_like(p, dtype=result_dtype(p)) for name, p in parameters.items()}
     scores |= _scores(request, quadratics)
     for layer in layers:
@@ -79,7 +94,7 @@ class _Kind:
 _KINDS: dict[str, _Kind] = {
     "fisher": _Kind(_blocks, 1.0, ("block_size",)),
     "ggn-mc": _Kind(_blocks, 1.0, ("block_size", "samples", "temperature", "generator")),
-    "layer": _Kind(_layer, 0.01, ()),
+    "layer": _Kind(_layer, LAYER_DAMPING, ()),
 }
 
 

@@ -23,7 +23,7 @@ def prune(
 ) -> Masks:
     """Zero the units whose removal costs the least score per parameter.
 
-    Scores of method "obs" also correct the surviving weights, such that they make up for the removed ones.
+    Scores of method "obs", or with ``refit``, also correct the survivors, such that they make up for what is removed.
 
     Args:
         model: pruned in place, once all arguments have proved good.

@@ -275,3 +275,48 @@ def test_bad_options(options, message):
     arguments = {"loss_fn": nn.CrossEntropyLoss(), "data": (x[:3], y[:3]), "method": "obs"} | options
     with pytest.raises(ValueError, match=message):
         saliency(model, **arguments)
+
+
+def test_refit_brings_the_layer_correction_to_any_criterion():
+    model, x, y = trained()
+    plain = saliency(model, method="magnitude")
+    refitted = saliency(model, data=[(x, y)], method="magnitude", refit=True)
+    layer = saliency(model, data=(x, y), method="obs", hessian="layer")
+    assert all(torch.equal(plain[name], refitted[name]) for name in plain)
+    losses = []
+    for scores in (plain, refitted):
+        pruned = copy.deepcopy(model)
+        masks = prune(pruned, scores, sparsity=0.6)
+        losses.append(F.cross_entropy(pruned(x), y).item())
+        for name, mask in masks.items():
+            weight = model.get_parameter(name).detach()
+            wanted = weight * mask if scores is plain else layer.compensation.update(name, weight, mask)
+            torch.testing.assert_close(pruned.get_parameter(name).detach(), wanted)
+    assert losses[1] < losses[0]
+    with pytest.raises(ValueError, match=r"refit reads data a second time .got a list_iterator"):
+        saliency(model, F.cross_entropy, iter([(x, y)]), refit=True)
+    with pytest.raises(ValueError, match="method 'magnitude' needs data"):
+        saliency(model, method="magnitude", refit=True)
+
+
+def test_gauss_newton_blocks_are_unbiased_and_take_their_options():
+    model, batches = classifier()
+    x, y = batches[0]
+    model.eval()
+    weight = model[3].weight
+    inside = model[:3](x).detach()
+    q = (inside @ weight.T + model[3].bias).softmax(1).detach()
+    output = torch.diag_embed(q) - q[:, :, None] * q[:, None, :]
+    # Row 0's first block: sum over samples of x x^T times the output's Hessian at (0, 0).
+    wanted = torch.einsum("n,ni,nj->ij", output[:, 0, 0], inside, inside) / len(x)
+    generator = torch.Generator().manual_seed(0)
+    drawn = saliency(
+        model, F.cross_entropy, (x, y), "obs", hessian="ggn-mc", samples=300, block_size=12, generator=generator
+    )
+    found = drawn.compensation.quadratics["3.weight"].hessian[0, 0]
+    assert (found - wanted).norm() < 0.1 * wanted.norm()
+    again = saliency(model, F.cross_entropy, (x, y), "obs", hessian="ggn-mc")
+    twice = saliency(model, F.cross_entropy, (x, y), "obs", hessian="ggn-mc")
+    hot = saliency(model, F.cross_entropy, (x, y), "obs", hessian="ggn-mc", temperature=3.0)
+    assert torch.equal(again["3.weight"], twice["3.weight"])
+    assert not torch.equal(again["3.weight"], hot["3.weight"])
