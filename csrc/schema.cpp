@@ -11,6 +11,16 @@ TORCH_LIBRARY(resgrow, m) {
   m.def("squared_grad_bias(Tensor grad, int channel_dim) -> Tensor");
   m.def("squared_grad_norm(Tensor x, Tensor grad, Tensor mean, Tensor rstd) -> (Tensor, Tensor)");
 
+  // The same family with the input squared instead: weight gradients of x^2 (recursion of
+  // diagonals).
+  m.def("squared_input_grad_linear(Tensor x, Tensor grad) -> Tensor");
+  m.def(
+      "squared_input_grad_conv2d(Tensor x, Tensor grad, int[2] kernel_size, int[2] stride, "
+      "int[2] padding, int[2] dilation, int groups) -> Tensor");
+  m.def(
+      "squared_input_grad_norm(Tensor x, Tensor grad, Tensor mean, Tensor rstd) -> "
+      "(Tensor, Tensor)");
+
   // select: thresholds and masks over many tensors at once.
   m.def("select_threshold(Tensor[] scores, int k) -> Tensor");
   m.def("select_mask(Tensor[] scores, int k) -> Tensor[]");

@@ -29,8 +29,7 @@ at::Tensor positions_as_width(const at::Tensor& t) {
       .unsqueeze(2);
 }
 
-at::Tensor squared_grad_linear(const at::Tensor& x, const at::Tensor& grad) {
-  const char* op = "squared_grad_linear";
+void check_linear(const char* op, const at::Tensor& x, const at::Tensor& grad) {
   check_pair(op, x, grad);
   TORCH_CHECK_VALUE(
       x.dim() >= 2 && x.dim() == grad.dim(), op,
@@ -39,23 +38,37 @@ at::Tensor squared_grad_linear(const at::Tensor& x, const at::Tensor& grad) {
   TORCH_CHECK_VALUE(x.sizes().slice(0, x.dim() - 1) == grad.sizes().slice(0, x.dim() - 1), op,
                     ": x and grad must agree in every dimension but the last (got ", x.sizes(),
                     " and ", grad.sizes(), ")");
-  SquaredGradConv conv{};
-  conv.samples = x.size(0);
-  conv.channels = x.size(-1);
-  conv.outputs = grad.size(-1);
-  const bool empty = x.numel() == 0 || grad.numel() == 0;
-  if (empty) return squared_grad_contract(x, grad, conv, false).view({conv.outputs, conv.channels});
-  const at::Tensor x4 = positions_as_width(x), grad4 = positions_as_width(grad);
-  conv.height = conv.out_height = 1;
-  conv.width = conv.out_width = x4.size(3);
-  return squared_grad_contract(x4, grad4, conv, conv.width == 1)
-      .view({conv.outputs, conv.channels});
 }
 
-at::Tensor squared_grad_conv2d(const at::Tensor& x, const at::Tensor& grad,
-                               at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                               at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
-  const char* op = "squared_grad_conv2d";
+// (N, C, 1, T) and (N, O, 1, T).
+at::Tensor linear(const at::Tensor& x, const at::Tensor& grad, const SquaredGradForm& form) {
+  SquaredGradConv conv{};
+  conv.samples = x.size(0);
+  conv.channels = x.size(1);
+  conv.outputs = grad.size(1);
+  conv.height = conv.out_height = 1;
+  conv.width = conv.out_width = x.size(3);
+  return squared_grad_contract(x, grad, conv, form).view({conv.outputs, conv.channels});
+}
+
+at::Tensor squared_grad_linear(const at::Tensor& x, const at::Tensor& grad) {
+  check_linear("squared_grad_linear", x, grad);
+  const at::Tensor x4 = positions_as_width(x), grad4 = positions_as_width(grad);
+  return linear(x4, grad4, x4.size(3) == 1 ? kPerSampleFolded : kPerSample);
+}
+
+// Without a product to be squared per sample, positions are samples.
+at::Tensor squared_input_grad_linear(const at::Tensor& x, const at::Tensor& grad) {
+  check_linear("squared_input_grad_linear", x, grad);
+  const auto rows = [](const at::Tensor& t) {
+    return positions_as_width(t.reshape({t.size(-1) == 0 ? 0 : -1, t.size(-1)}));
+  };
+  return linear(rows(x), rows(grad), kInputFolded);
+}
+
+SquaredGradConv convolution(const char* op, const at::Tensor& x, const at::Tensor& grad,
+                            at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                            at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
   check_pair(op, x, grad);
   TORCH_CHECK_VALUE(x.dim() == 4 && grad.dim() == 4, op, ": x and grad must be (N, C, H, W) (got ",
                     x.sizes(), " and ", grad.sizes(),
@@ -92,7 +105,24 @@ at::Tensor squared_grad_conv2d(const at::Tensor& x, const at::Tensor& grad,
   conv.out_height = grad.size(2);
   conv.out_width = grad.size(3);
   conv.groups = groups;
-  return squared_grad_contract(x, grad, conv, false);
+  return conv;
+}
+
+at::Tensor squared_grad_conv2d(const at::Tensor& x, const at::Tensor& grad,
+                               at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                               at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+  const SquaredGradConv conv =
+      convolution("squared_grad_conv2d", x, grad, kernel_size, stride, padding, dilation, groups);
+  return squared_grad_contract(x, grad, conv, kPerSample);
+}
+
+at::Tensor squared_input_grad_conv2d(const at::Tensor& x, const at::Tensor& grad,
+                                     at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                                     at::IntArrayRef padding, at::IntArrayRef dilation,
+                                     int64_t groups) {
+  const SquaredGradConv conv = convolution("squared_input_grad_conv2d", x, grad, kernel_size,
+                                           stride, padding, dilation, groups);
+  return squared_grad_contract(x, grad, conv, kInput);
 }
 
 // Samples are dealt to a fixed number of parts, summed in order: the result does not depend on the
@@ -110,7 +140,7 @@ at::Tensor with_unit_stride(const at::Tensor& t, bool channels_side_by_side) {
 template <class T>
 std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& x, const at::Tensor& grad,
                                            const at::Tensor& mean, const at::Tensor& rstd,
-                                           const SquaredGradKernels<T>& family) {
+                                           bool square_input, const SquaredGradKernels<T>& family) {
   const bool side_by_side = grad.stride(1) == 1 || grad.size(2) == 1;
   const at::Tensor g = with_unit_stride(grad, side_by_side);
   const at::Tensor v = x.defined() ? with_unit_stride(x, side_by_side) : x;
@@ -120,6 +150,7 @@ std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& x, const at::Tensor
   T* partials = partial.mutable_data_ptr<T>();
   SquaredGradMoments<T> all{};
   all.bfloat16 = g.scalar_type() == at::kBFloat16;
+  all.square_input = square_input;
   all.channels = channels;
   all.positions = g.size(2);
   all.grad_sample = g.stride(0);
@@ -159,7 +190,8 @@ std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& x, const at::Tensor
 }
 
 std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& x, const at::Tensor& grad,
-                                           const at::Tensor& mean, const at::Tensor& rstd) {
+                                           const at::Tensor& mean, const at::Tensor& rstd,
+                                           bool square_input) {
   const auto type = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   if (grad.numel() == 0) {
     const at::Tensor none = at::zeros({grad.size(1)}, grad.options().dtype(type));
@@ -169,8 +201,9 @@ std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& x, const at::Tensor
     return t.defined() ? t.to(type).contiguous() : t;
   };
   const at::Tensor m = statistic(mean), r = statistic(rstd);
-  if (type == at::kDouble) return moments<double>(x, grad, m, r, kernels().squared_grad_double);
-  return moments<float>(x, grad, m, r, kernels().squared_grad_float);
+  if (type == at::kDouble)
+    return moments<double>(x, grad, m, r, square_input, kernels().squared_grad_double);
+  return moments<float>(x, grad, m, r, square_input, kernels().squared_grad_float);
 }
 
 // (N, C, *) as (N, C, T), a view where the strides allow it.
@@ -188,13 +221,12 @@ at::Tensor squared_grad_bias(const at::Tensor& grad, int64_t channel_dim) {
                     ": channel_dim must name a dimension of grad other than the first, which "
                     "counts samples (got ",
                     channel_dim, " for grad ", grad.sizes(), ")");
-  return std::get<1>(moments({}, positions_last(grad.movedim(dim, 1)), {}, {}));
+  return std::get<1>(moments({}, positions_last(grad.movedim(dim, 1)), {}, {}, false));
 }
 
-std::tuple<at::Tensor, at::Tensor> squared_grad_norm(const at::Tensor& x, const at::Tensor& grad,
-                                                     const at::Tensor& mean,
-                                                     const at::Tensor& rstd) {
-  const char* op = "squared_grad_norm";
+std::tuple<at::Tensor, at::Tensor> norm(const char* op, const at::Tensor& x, const at::Tensor& grad,
+                                        const at::Tensor& mean, const at::Tensor& rstd,
+                                        bool square_input) {
   check_pair(op, x, grad);
   check_same_sizes(op, "x", x, "grad", grad);
   TORCH_CHECK_VALUE(x.dim() >= 2, op, ": x and grad must be (N, C, *) (got ", x.sizes(), ")");
@@ -208,7 +240,20 @@ std::tuple<at::Tensor, at::Tensor> squared_grad_norm(const at::Tensor& x, const 
     TORCH_CHECK_VALUE(t.device() == x.device(), op, ": mean and rstd must be where x is, on ",
                       x.device(), " (got ", mean.device(), " and ", rstd.device(), ")");
   }
-  return moments(positions_last(x), positions_last(grad), mean, rstd);
+  return moments(positions_last(x), positions_last(grad), mean, rstd, square_input);
+}
+
+std::tuple<at::Tensor, at::Tensor> squared_grad_norm(const at::Tensor& x, const at::Tensor& grad,
+                                                     const at::Tensor& mean,
+                                                     const at::Tensor& rstd) {
+  return norm("squared_grad_norm", x, grad, mean, rstd, false);
+}
+
+std::tuple<at::Tensor, at::Tensor> squared_input_grad_norm(const at::Tensor& x,
+                                                           const at::Tensor& grad,
+                                                           const at::Tensor& mean,
+                                                           const at::Tensor& rstd) {
+  return norm("squared_input_grad_norm", x, grad, mean, rstd, true);
 }
 
 }  // namespace
@@ -218,14 +263,18 @@ TORCH_LIBRARY_IMPL(resgrow, CPU, m) {
   m.impl("squared_grad_conv2d", &squared_grad_conv2d);
   m.impl("squared_grad_bias", &squared_grad_bias);
   m.impl("squared_grad_norm", &squared_grad_norm);
+  m.impl("squared_input_grad_linear", &squared_input_grad_linear);
+  m.impl("squared_input_grad_conv2d", &squared_input_grad_conv2d);
+  m.impl("squared_input_grad_norm", &squared_input_grad_norm);
 }
 
 // Curvature is not differentiated: results never require a gradient, whatever the inputs do.
 TORCH_LIBRARY_IMPL(resgrow, Autograd, m) {
-  m.impl("squared_grad_linear", torch::CppFunction::makeFallthrough());
-  m.impl("squared_grad_conv2d", torch::CppFunction::makeFallthrough());
-  m.impl("squared_grad_bias", torch::CppFunction::makeFallthrough());
-  m.impl("squared_grad_norm", torch::CppFunction::makeFallthrough());
+  for (const char* name :
+       {"squared_grad_linear", "squared_grad_conv2d", "squared_grad_bias", "squared_grad_norm",
+        "squared_input_grad_linear", "squared_input_grad_conv2d", "squared_input_grad_norm"}) {
+    m.impl(name, torch::CppFunction::makeFallthrough());
+  }
 }
 
 }  // namespace resgrow

@@ -41,11 +41,11 @@ Range valid_range(const SquaredGradConv& conv, int axis, Int tap) {
   return {first, std::max(first, last), first * stride + offset};
 }
 
-// One tile over one chunk of `count` samples. Only x moves with the tap. fold: the samples are the
-// summed dimension.
+// One tile over one chunk of `count` samples. Only x moves with the tap.
 template <class T>
 void run_tile(const SquaredGradConv& conv, const Layout& layout, Operand<T> x, Operand<T> grad,
-              bool x_is_vec, bool fold, Int count, const Task& task, T* out, Int out_k, bool add) {
+              bool x_is_vec, const SquaredGradForm& form, Int count, const Task& task, T* out,
+              Int out_k, bool add) {
   const Range y = valid_range(conv, 0, task.tap / conv.kernel[1]),
               z = valid_range(conv, 1, task.tap % conv.kernel[1]);
   x.data += y.input * x.row + z.input * x.col;
@@ -60,6 +60,7 @@ void run_tile(const SquaredGradConv& conv, const Layout& layout, Operand<T> x, O
   tile.bcast = bcast.at(task.group, task.run);
   tile.out = out;
   tile.out_k = out_k;
+  const bool fold = form.fold;
   tile.samples = fold ? 1 : count;
   tile.rows = y.last - y.first;
   tile.cols = fold ? count : z.last - z.first;
@@ -69,7 +70,7 @@ void run_tile(const SquaredGradConv& conv, const Layout& layout, Operand<T> x, O
   tile.bcast_sample = bcast.sample;
   tile.bcast_row = bcast.row;
   tile.bcast_col = fold ? bcast.sample : bcast.col;
-  tile.square = !fold;
+  tile.square = form.product;
   tile.add = add;
   if (!fold && vec.row == tile.cols * vec.col && bcast.row == tile.cols * bcast.col) {
     tile.cols *= tile.rows;
@@ -82,8 +83,8 @@ void run_tile(const SquaredGradConv& conv, const Layout& layout, Operand<T> x, O
 // Taps [run, run + width) of one kernel row of a depthwise convolution over one chunk.
 template <class T>
 void run_depthwise(const SquaredGradConv& conv, const Layout& layout, const Operand<T>& x,
-                   const Operand<T>& grad, Int count, const Task& task, T* out, Int out_k,
-                   bool add) {
+                   const Operand<T>& grad, bool square, Int count, const Task& task, T* out,
+                   Int out_k, bool add) {
   const Range y = valid_range(conv, 0, task.tap);
   const Int start = layout.start(task.block);
   SquaredGradDepthwise<T> args{};
@@ -104,6 +105,7 @@ void run_depthwise(const SquaredGradConv& conv, const Layout& layout, const Oper
   args.stride = conv.stride[1];
   args.dilation = conv.dilation[1];
   args.x0 = task.run * conv.dilation[1] - conv.padding[1];
+  args.square = square;
   args.add = add;
   const Int vectors = layout.lanes_of(task.block) / layout.lanes;
   squared_grad_family<T>().depthwise[vectors][std::min(layout.width, layout.many - task.run)](args);
@@ -191,7 +193,8 @@ bool readable_in_place(const at::Tensor& t, at::ScalarType type) {
 }
 
 template <class T>
-at::Tensor depthwise(const at::Tensor& x, const at::Tensor& grad, const SquaredGradConv& conv) {
+at::Tensor depthwise(const at::Tensor& x, const at::Tensor& grad, const SquaredGradConv& conv,
+                     const SquaredGradForm& form) {
   const auto& family = squared_grad_family<T>();
   const auto type = c10::CppTypeToScalarType<T>();
   const Int taps = conv.kernel[0] * conv.kernel[1];
@@ -203,13 +206,14 @@ at::Tensor depthwise(const at::Tensor& x, const at::Tensor& grad, const SquaredG
   packing.needed = !readable_in_place(grad, type);
   Source<T> grads(grad, packing);
   packing.repeat = conv.outputs / conv.channels;
-  packing.needed = !readable_in_place(x, type) || packing.repeat > 1;
+  packing.square = form.x;
+  packing.needed = form.x || !readable_in_place(x, type) || packing.repeat > 1;
   Source<T> xs(x, packing);
   const at::Tensor sums = at::empty({layout.padded() * taps}, at::TensorOptions().dtype(type));
   accumulate<T>(
       conv, layout, xs, grads, false, sums.mutable_data_ptr<T>(), sums.numel(),
       [&](const auto& a, const auto& b, Int count, const Task& task, T* out, Int out_k, bool add) {
-        run_depthwise<T>(conv, layout, a, b, count, task, out, out_k, add);
+        run_depthwise<T>(conv, layout, a, b, form.product, count, task, out, out_k, add);
       });
   const at::Tensor result =
       at::empty({conv.outputs, 1, conv.kernel[0], conv.kernel[1]}, sums.options());
@@ -224,7 +228,7 @@ double filled(Int channels, Int lanes) {
 
 template <class T>
 at::Tensor contract(const at::Tensor& x, const at::Tensor& grad, const SquaredGradConv& conv,
-                    bool fold) {
+                    const SquaredGradForm& form) {
   const auto& family = squared_grad_family<T>();
   const auto type = c10::CppTypeToScalarType<T>();
   const Int lanes = family.lanes, taps = conv.kernel[0] * conv.kernel[1];
@@ -250,15 +254,16 @@ at::Tensor contract(const at::Tensor& x, const at::Tensor& grad, const SquaredGr
 
   Packing pack_vec, pack_many;
   pack_vec.groups = pack_many.groups = conv.groups;
-  pack_vec.square = pack_many.square = fold;
+  pack_vec.square = x_is_vec ? form.x : form.grad;
+  pack_many.square = x_is_vec ? form.grad : form.x;
   pack_vec.width = layout.block_width();
   pack_vec.whole = true;
   pack_many.width = joined ? in : layout.width;
   pack_many.padding = joined ? conv.padding[1] : 0;
   const at::Tensor& vec = x_is_vec ? x : grad;
   const at::Tensor& many = x_is_vec ? grad : x;
-  pack_vec.needed = fold || !readable_in_place(vec, type);
-  pack_many.needed = fold || !readable_in_place(many, type) ||
+  pack_vec.needed = pack_vec.square || !readable_in_place(vec, type);
+  pack_many.needed = pack_many.square || !readable_in_place(many, type) ||
                      (joined && (conv.padding[1] > 0 || x.stride(3) != in || conv.groups > 1));
   Source<T> xs(x, x_is_vec ? pack_vec : pack_many), grads(grad, x_is_vec ? pack_many : pack_vec);
 
@@ -266,10 +271,10 @@ at::Tensor contract(const at::Tensor& x, const at::Tensor& grad, const SquaredGr
                                       at::TensorOptions().dtype(type));
   const Int size = conv.groups * layout.padded() * layout.depth();
   const at::Tensor sums = layout.rows > 0 ? result : at::empty({size}, result.options());
-  accumulate<T>(walk, layout, xs, grads, fold, sums.mutable_data_ptr<T>(), sums.numel(),
+  accumulate<T>(walk, layout, xs, grads, form.fold, sums.mutable_data_ptr<T>(), sums.numel(),
                 [&](const auto& a, const auto& b, Int count, const Task& task, T* target, Int out_k,
                     bool add) {
-                  run_tile<T>(walk, layout, a, b, x_is_vec, fold, count, task, target, out_k, add);
+                  run_tile<T>(walk, layout, a, b, x_is_vec, form, count, task, target, out_k, add);
                 });
   if (layout.rows > 0) return result;
   const Int row = in * taps;  // of H, one output channel
@@ -280,23 +285,23 @@ at::Tensor contract(const at::Tensor& x, const at::Tensor& grad, const SquaredGr
 
 template <class T>
 at::Tensor choose(const at::Tensor& x, const at::Tensor& grad, const SquaredGradConv& conv,
-                  bool fold) {
-  if (conv.groups > 1 && conv.groups == conv.channels) return depthwise<T>(x, grad, conv);
-  return contract<T>(x, grad, conv, fold);
+                  const SquaredGradForm& form) {
+  if (conv.groups > 1 && conv.groups == conv.channels) return depthwise<T>(x, grad, conv, form);
+  return contract<T>(x, grad, conv, form);
 }
 
 }  // namespace
 
 at::Tensor squared_grad_contract(const at::Tensor& x, const at::Tensor& grad,
-                                 const SquaredGradConv& conv, bool single_position) {
+                                 const SquaredGradConv& conv, const SquaredGradForm& form) {
   const auto type = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const Int positions = conv.out_height * conv.out_width;
   if (conv.samples == 0 || conv.channels == 0 || conv.outputs == 0 || positions == 0) {
     return at::zeros({conv.outputs, conv.channels / conv.groups, conv.kernel[0], conv.kernel[1]},
                      x.options().dtype(type));
   }
-  if (type == at::kDouble) return choose<double>(x, grad, conv, single_position);
-  return choose<float>(x, grad, conv, single_position);
+  if (type == at::kDouble) return choose<double>(x, grad, conv, form);
+  return choose<float>(x, grad, conv, form);
 }
 
 }  // namespace resgrow

@@ -15,10 +15,20 @@ struct SquaredGradConv {
   Int groups = 1;
 };
 
+// What is squared.
+struct SquaredGradForm {
+  bool product;  // every sample's product, before it is added up
+  bool x, grad;  // the operands, while they are packed
+  bool fold;     // samples have one position each and are the summed dimension
+};
+constexpr SquaredGradForm kPerSample{true, false, false, false};
+// Every sample has one position, so its product is squared by its factors.
+constexpr SquaredGradForm kPerSampleFolded{false, true, true, true};
+constexpr SquaredGradForm kInput{false, true, false, false};
+constexpr SquaredGradForm kInputFolded{false, true, false, true};
+
 // x: (N, C, H, W), grad: (N, O, Ho, Wo), any strides; returns (O, C / groups, kh, kw).
-// single_position: every sample has one position, so the squares of x and grad are multiplied
-// instead.
 at::Tensor squared_grad_contract(const at::Tensor& x, const at::Tensor& grad,
-                                 const SquaredGradConv& conv, bool single_position);
+                                 const SquaredGradConv& conv, const SquaredGradForm& form);
 
 }  // namespace resgrow

@@ -9,6 +9,9 @@ from resgrow.ops.squared_grad import (
     squared_grad_conv2d,
     squared_grad_linear,
     squared_grad_norm,
+    squared_input_grad_conv2d,
+    squared_input_grad_linear,
+    squared_input_grad_norm,
 )
 from resgrow.ops.tristate_relu import tristate_relu
 
@@ -19,5 +22,8 @@ __all__ = [
     "squared_grad_conv2d",
     "squared_grad_linear",
     "squared_grad_norm",
+    "squared_input_grad_conv2d",
+    "squared_input_grad_linear",
+    "squared_input_grad_norm",
     "tristate_relu",
 ]

@@ -68,6 +68,47 @@ def squared_grad_norm(x: Tensor, grad: Tensor, mean: Tensor, rstd: Tensor) -> tu
     return squared_grad_bias(grad * normalised), squared_grad_bias(grad)
 
 
+def squared_input_grad_linear(x: Tensor, grad: Tensor) -> Tensor:
+    """``H[o, i] = sum_{n, t} grad[n, t, o] x[n, t, i]^2``: the weight gradient of a linear layer on ``x^2``.
+
+    x: ``(N, *, I)``; grad: ``(N, *, O)``, of either sign. Returns ``(O, I)``, a *sum* over samples and positions.
+    """
+    return grad.flatten(0, -2).mT @ x.flatten(0, -2).square()
+
+
+def squared_input_grad_conv2d(
+    x: Tensor,
+    grad: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """``H = d sum(grad * conv2d(x^2, W)) / dW``: the weight gradient of a convolution of ``x^2``.
+
+    x: ``(N, C, Hx, Wx)``; grad: ``(N, O, Hy, Wy)``, of either sign. Returns ``(O, C / groups, kh, kw)``, a *sum* over
+    samples and positions.
+    """
+    n, channels = x.shape[:2]
+    out = grad.shape[1]
+    columns = F.unfold(x.square(), tuple(kernel_size), tuple(dilation), tuple(padding), tuple(stride))
+    columns = columns.unflatten(1, (groups, channels // groups * kernel_size[0] * kernel_size[1]))
+    grads = grad.reshape(n, groups, out // groups, -1)
+    return torch.einsum("ngot,ngkt->gok", grads, columns).reshape(out, channels // groups, *kernel_size)
+
+
+def squared_input_grad_norm(x: Tensor, grad: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """``sum_{n,t} grad ((x - mean) rstd)^2`` and ``sum_{n,t} grad``.
+
+    x, grad: ``(N, C, *)``, grad of either sign; mean, rstd: ``(C,)``. Returns two ``(C,)`` tensors, *sums* over
+    samples and positions.
+    """
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    normalised = (x - mean.view(shape)) * rstd.view(shape)
+    return tuple(v.transpose(0, 1).flatten(1).sum(1) for v in (grad * normalised.square(), grad))  # type: ignore
+
+
 def select_threshold(scores: Sequence[Tensor], k: int) -> Tensor:
     """The ``k``-th smallest value (1-based, as ``torch.kthvalue``) over all elements of all tensors; 0-dim."""
     return torch.cat([s.reshape(-1) for s in scores]).kthvalue(k).values

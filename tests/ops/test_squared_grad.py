@@ -17,9 +17,15 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tens
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
 
 
-def check(op: Callable, meaning: Callable, *args: object, **options: object) -> None:
+CONV2D = ("squared_grad_conv2d", "squared_input_grad_conv2d")
+LINEAR = ("squared_grad_linear", "squared_input_grad_linear")
+NORM = ("squared_grad_norm", "squared_input_grad_norm")
+
+
+def check(op: str, *args: object, **options: object) -> None:
     """The operator agrees with its reference evaluated in float64 on the very same numbers."""
-    actual = op(*args, **options)
+    actual = getattr(squared_grad, op)(*args, **options)
+    meaning = getattr(reference, op)
     expected = meaning(*(a.double() if isinstance(a, Tensor) else a for a in args), **options)
     double = next(a for a in args if isinstance(a, Tensor)).dtype == torch.float64
     actual, expected = (r if isinstance(r, tuple) else (r,) for r in (actual, expected))
@@ -27,6 +33,7 @@ def check(op: Callable, meaning: Callable, *args: object, **options: object) -> 
         assert a.dtype == (torch.float64 if double else torch.float32)
         assert a.is_contiguous()
         assert not a.requires_grad
+        # What is not squared may cancel: errors are measured against the largest entry.
         scale = e.abs().max().item() if e.numel() else 1.0
         tolerance = 1e-12 if double else 2e-5
         torch.testing.assert_close(a.double(), e, rtol=tolerance, atol=tolerance * scale + 1e-300)
@@ -102,24 +109,26 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.parametrize("op", CONV2D)
 @pytest.mark.parametrize("name", CONVS)
-def test_conv2d(name: str, isa: str) -> None:
+def test_conv2d(name: str, op: str, isa: str) -> None:
     x, grad, settings = CONVS[name]
     for form in FORMS.values():
-        check(squared_grad.squared_grad_conv2d, reference.squared_grad_conv2d, form(x), form(grad), *settings)
+        check(op, form(x), form(grad), *settings)
     mixed = (x, FORMS["channels_last"](grad))
-    check(squared_grad.squared_grad_conv2d, reference.squared_grad_conv2d, *mixed, *settings)
-    check(squared_grad.squared_grad_conv2d, reference.squared_grad_conv2d, FORMS["sliced"](x), grad, *settings)
+    check(op, *mixed, *settings)
+    check(op, FORMS["sliced"](x), grad, *settings)
 
 
+@pytest.mark.parametrize("op", CONV2D)
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 7, 11, 12, 14, 25, 29])
-def test_conv2d_every_tile_width(channels: int, isa: str) -> None:
+def test_conv2d_every_tile_width(channels: int, op: str, isa: str) -> None:
     """Runs of every length, one and two vectors of output channels, even and odd numbers of vectors."""
     for outputs in (1, 4, 8, 17, 33, 40):
         x, grad, settings = conv_case(2, channels, (4, 5), outputs, 2, padding=1)
         for dtype in (torch.float32, torch.float64):
             args = (FORMS["channels_last"](x).to(dtype), FORMS["channels_last"](grad).to(dtype))
-            check(squared_grad.squared_grad_conv2d, reference.squared_grad_conv2d, *args, *settings)
+            check(op, *args, *settings)
 
 
 def linear_case(*middle: int, n: int = 3, i: int = 19, o: int = 35) -> tuple[Tensor, Tensor]:
@@ -141,15 +150,16 @@ LINEARS = {
 }
 
 
+@pytest.mark.parametrize("op", LINEAR)
 @pytest.mark.parametrize("name", LINEARS)
-def test_linear(name: str, isa: str) -> None:
+def test_linear(name: str, op: str, isa: str) -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         x, grad = (t.to(dtype) for t in LINEARS[name])
-        check(squared_grad.squared_grad_linear, reference.squared_grad_linear, x, grad)
+        check(op, x, grad)
         strided = torch.stack([grad, grad], -1)[..., 0]
-        check(squared_grad.squared_grad_linear, reference.squared_grad_linear, x.mT.contiguous().mT, strided)
+        check(op, x.mT.contiguous().mT, strided)
         constant = grad[:1].expand_as(grad)
-        check(squared_grad.squared_grad_linear, reference.squared_grad_linear, x, constant)
+        check(op, x, constant)
 
 
 ELEMENTWISE = [
@@ -169,29 +179,30 @@ def test_bias(shape: tuple[int, ...], isa: str) -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         grad = draw(*shape, dtype=dtype)
         for dim in range(1, len(shape)):
-            check(squared_grad.squared_grad_bias, reference.squared_grad_bias, grad, dim)
-            check(squared_grad.squared_grad_bias, reference.squared_grad_bias, grad, dim - len(shape))
-        check(squared_grad.squared_grad_bias, reference.squared_grad_bias, grad.mT.contiguous().mT)
-        check(squared_grad.squared_grad_bias, reference.squared_grad_bias, grad[..., :1].expand_as(grad))
+            check("squared_grad_bias", grad, dim)
+            check("squared_grad_bias", grad, dim - len(shape))
+        check("squared_grad_bias", grad.mT.contiguous().mT)
+        check("squared_grad_bias", grad[..., :1].expand_as(grad))
 
 
+@pytest.mark.parametrize("op", NORM)
 @pytest.mark.parametrize("shape", ELEMENTWISE, ids=str)
-def test_norm(shape: tuple[int, ...], isa: str) -> None:
+def test_norm(shape: tuple[int, ...], op: str, isa: str) -> None:
     mean, rstd = draw(shape[1]), draw(shape[1], seed=3).abs() + 0.1
-    op, meaning = squared_grad.squared_grad_norm, reference.squared_grad_norm
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         x, grad = draw(*shape, dtype=dtype), draw(*shape, dtype=dtype, seed=1)
         last = x.movedim(1, -1).contiguous().movedim(-1, 1)
         grad_last = grad.movedim(1, -1).contiguous().movedim(-1, 1)
         for pair in ((x, grad), (last, grad_last), (last, grad), (x, grad_last), (x.mT.contiguous().mT, grad)):
-            check(op, meaning, *pair, mean, rstd)
-        check(op, meaning, x, grad, mean.bfloat16(), rstd.double())
+            check(op, *pair, mean, rstd)
+        check(op, x, grad, mean.bfloat16(), rstd.double())
 
 
-def test_norm_keeps_precision_where_the_mean_is_large(isa: str) -> None:
+@pytest.mark.parametrize("op", NORM)
+def test_norm_keeps_precision_where_the_mean_is_large(op: str, isa: str) -> None:
     """(x - mean) is formed before anything is summed: no difference of large sums."""
     x, grad = draw(4, 24, 16, 16) + 1000.0, draw(4, 24, 16, 16, seed=1)
-    check(squared_grad.squared_grad_norm, reference.squared_grad_norm, x, grad, x.mean((0, 2, 3)), torch.ones(24))
+    check(op, x, grad, x.mean((0, 2, 3)), torch.ones(24))
 
 
 @pytest.mark.usefixtures("threads")
@@ -219,26 +230,31 @@ def test_results_do_not_depend_on_the_number_of_threads(isa: str) -> None:
                 squared_grad.squared_grad_linear(words, words_grad),
                 squared_grad.squared_grad_bias(grad),
                 *squared_grad.squared_grad_norm(grad, grad, torch.zeros(48), torch.ones(48)),
+                squared_grad.squared_input_grad_conv2d(x, grad, *settings),
+                squared_grad.squared_input_grad_conv2d(FORMS["channels_last"](few), few_grad, *few_settings),
+                squared_grad.squared_input_grad_conv2d(depthwise, depthwise_grad, *depthwise_settings),
+                squared_grad.squared_input_grad_linear(words, words_grad),
+                *squared_grad.squared_input_grad_norm(grad, grad, torch.zeros(48), torch.ones(48)),
             ]
         )
     for single, *others in zip(*results, strict=True):
         assert all(torch.equal(single, other) for other in others)
 
 
-def test_empty_inputs_give_zeros() -> None:
-    conv = squared_grad.squared_grad_conv2d
+@pytest.mark.parametrize(("conv2d", "linear", "norm"), [*zip(CONV2D, LINEAR, NORM, strict=True)], ids=CONV2D)
+def test_empty_inputs_give_zeros(conv2d: str, linear: str, norm: str) -> None:
+    conv, linear, norm = (getattr(squared_grad, op) for op in (conv2d, linear, norm))
     assert torch.equal(conv(draw(0, 3, 8, 8), draw(0, 5, 6, 6), 3), torch.zeros(5, 3, 3, 3))
     assert torch.equal(conv(draw(2, 3, 2, 8), draw(2, 5, 0, 6), 3), torch.zeros(5, 3, 3, 3))
     assert conv(draw(2, 0, 8, 8), draw(2, 5, 6, 6), 3).shape == (5, 0, 3, 3)
     assert conv(draw(2, 3, 8, 8), draw(2, 0, 6, 6), 3).shape == (0, 3, 3, 3)
-    linear = squared_grad.squared_grad_linear
     assert torch.equal(linear(draw(0, 3), draw(0, 5)), torch.zeros(5, 3))
     assert torch.equal(linear(draw(2, 0, 3), draw(2, 0, 5)), torch.zeros(5, 3))
     assert linear(draw(2, 0), draw(2, 5)).shape == (5, 0)
     assert torch.equal(squared_grad.squared_grad_bias(draw(0, 3, 4)), torch.zeros(3))
     assert torch.equal(squared_grad.squared_grad_bias(draw(2, 3, 0)), torch.zeros(3))
     empty = draw(0, 3, 4)
-    for part in squared_grad.squared_grad_norm(empty, empty, torch.zeros(3), torch.ones(3)):
+    for part in norm(empty, empty, torch.zeros(3), torch.ones(3)):
         assert torch.equal(part, torch.zeros(3))
 
 
@@ -259,12 +275,28 @@ def test_equals_squares_of_autograds_per_sample_gradients() -> None:
     torch.testing.assert_close(squared_grad.squared_grad_bias(grad), expected_bias)
 
 
+def test_squared_input_equals_autograds_weight_gradient_on_the_square() -> None:
+    """Not only the reference: what a layer's own backward gives when its input is squared."""
+    layer = torch.nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, dtype=torch.float64)
+    x = draw(5, 4, 9, 9, dtype=torch.float64)
+    output = layer(x.square())
+    grad = draw(*output.shape, dtype=torch.float64, seed=1)
+    expected = torch.autograd.grad(output, (layer.weight, layer.bias), grad)
+    torch.testing.assert_close(squared_grad.squared_input_grad_conv2d(x, grad, 3, 2, 1, groups=2), expected[0])
+    zeros, ones = torch.zeros(6), torch.ones(6)
+    torch.testing.assert_close(squared_grad.squared_input_grad_norm(grad, grad, zeros, ones)[1], expected[1])
+
+
 def test_no_gradient_flows() -> None:
     x, grad = draw(4, 3).requires_grad_(), draw(4, 5).requires_grad_()
     assert not squared_grad.squared_grad_linear(x, grad).requires_grad
     images, maps = draw(2, 3, 5, 5).requires_grad_(), draw(2, 4, 3, 3).requires_grad_()
     assert not squared_grad.squared_grad_conv2d(images, maps, 3).requires_grad
     assert not squared_grad.squared_grad_bias(maps).requires_grad
+    assert not squared_grad.squared_input_grad_linear(x, grad).requires_grad
+    assert not squared_grad.squared_input_grad_conv2d(images, maps, 3).requires_grad
+    for part in squared_grad.squared_input_grad_norm(images, images, torch.zeros(3), torch.ones(3)):
+        assert not part.requires_grad
     for part in squared_grad.squared_grad_norm(images, images, torch.zeros(3), torch.ones(3)):
         assert not part.requires_grad
 
@@ -275,14 +307,17 @@ def registered_calls() -> list[tuple[Callable, tuple]]:
     for name in ("3x3", "1 channel 5x5", "depthwise", "grouped 1x1"):
         x, grad, settings = CONVS[name]
         calls.append((ops.squared_grad_conv2d.default, (x, grad, *settings)))
+        calls.append((ops.squared_input_grad_conv2d.default, (x, grad, *settings)))
     x, grad, settings = CONVS["3x3 stride 2"]
     last = x.bfloat16().contiguous(memory_format=CHANNELS_LAST)
     calls.append((ops.squared_grad_conv2d.default, (last.requires_grad_(), grad.bfloat16(), *settings)))
     for name in ("samples", "sequence"):
         calls.append((ops.squared_grad_linear.default, LINEARS[name]))
+        calls.append((ops.squared_input_grad_linear.default, LINEARS[name]))
     x = draw(3, 5, 4, 4)
     calls.append((ops.squared_grad_bias.default, (x, -1)))
     calls.append((ops.squared_grad_norm.default, (x.double(), x.double(), draw(5), draw(5))))
+    calls.append((ops.squared_input_grad_norm.default, (x, x.requires_grad_(), draw(5), draw(5))))
     return calls
 
 
@@ -301,6 +336,9 @@ def test_compiles_without_graph_breaks() -> None:
             squared_grad.squared_grad_linear(x.flatten(1), grad.flatten(1)),
             squared_grad.squared_grad_bias(grad),
             *squared_grad.squared_grad_norm(x, grad, mean, rstd),
+            squared_grad.squared_input_grad_conv2d(x * 2, grad, 3, padding=1),
+            squared_grad.squared_input_grad_linear(x.flatten(1), grad.flatten(1)),
+            *squared_grad.squared_input_grad_norm(x, grad, mean, rstd),
         )
 
     for compiled, plain in zip(
@@ -333,11 +371,16 @@ WRONG: list[tuple[type[Exception], str, Callable[[], object]]] = [
     (ValueError, "at least 2", lambda: squared_grad.squared_grad_bias(draw(3))),
     (ValueError, "one shape", lambda: squared_grad.squared_grad_norm(X, G, torch.zeros(4), torch.ones(4))),
     (ValueError, "with C = 4", lambda: squared_grad.squared_grad_norm(X, X, torch.zeros(3), torch.ones(4))),
+    (ValueError, "one batch size", lambda: squared_grad.squared_input_grad_conv2d(X, G[:1], 3)),
+    (ValueError, "int or a pair", lambda: squared_grad.squared_input_grad_conv2d(X, G, (3, 3, 3))),
+    (TypeError, "one dtype", lambda: squared_grad.squared_input_grad_conv2d(X, G.double(), 3)),
+    (ValueError, "agree in every dimension", lambda: squared_grad.squared_input_grad_linear(draw(2, 3), draw(3, 3))),
+    (ValueError, "with C = 4", lambda: squared_grad.squared_input_grad_norm(X, X, torch.zeros(3), torch.ones(4))),
     (TypeError, "floating point", lambda: squared_grad.squared_grad_norm(X, X, torch.arange(4), torch.ones(4))),
 ]
 
 
 @pytest.mark.parametrize(("error", "message", "call"), WRONG, ids=[f"{m}-{i}" for i, (_, m, _) in enumerate(WRONG)])
 def test_errors_say_what_is_wrong(error: type[Exception], message: str, call: Callable[[], object]) -> None:
-    with pytest.raises(error, match=rf"squared_grad_\w+: .*{message}"):
+    with pytest.raises(error, match=rf"squared_\w+: .*{message}"):
         call()

@@ -1,6 +1,6 @@
 // Kernels of squared_grad: register tiles of per-sample products, squared before they are
-// accumulated. Included once per instruction set (unit.inc): torch-free and std-free. Expects ISA
-// and VECTOR_BYTES.
+// accumulated (or not, where the input is squared instead). Included once per instruction set
+// (unit.inc): torch-free and std-free. Expects ISA and VECTOR_BYTES.
 #include "cpu/kernels/squared_grad_args.h"
 #include "cpu/kernels/squared_grad_moments.h"
 #include "cpu/kernels/squared_grad_pack.h"
@@ -112,7 +112,7 @@ void squared_grad_depthwise(const SquaredGradDepthwise<T>& a) {
 #pragma GCC unroll 2
       for (int i = 0; i < VECTORS; ++i) {
         const V before = add ? load<V>(out + i * lanes) : V{};
-        store<V>(out + i * lanes, before + acc[i][k] * acc[i][k]);
+        store<V>(out + i * lanes, before + (a.square ? acc[i][k] * acc[i][k] : acc[i][k]));
       }
     }
   }

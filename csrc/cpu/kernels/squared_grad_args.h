@@ -22,7 +22,7 @@ struct SquaredGradTile {
 };
 
 // Depthwise convolution, taps of one kernel row: out[tap * out_k + lane] (+)= sum over samples of
-// (sum_{row, col} grad[row, col][lane] * x[row, col * stride + x0 + tap * dilation][lane])^2.
+// f(sum_{row, col} grad[row, col][lane] * x[row, col * stride + x0 + tap * dilation][lane]).
 // All rows are valid; columns of x are checked against [0, width).
 template <class T>
 struct SquaredGradDepthwise {
@@ -33,6 +33,7 @@ struct SquaredGradDepthwise {
   Int x_sample, x_row, x_col;  // x_row: from one row of grad to the next
   Int grad_sample, grad_row, grad_col;
   Int width, stride, dilation, x0;
+  bool square;
   bool add;  // onto what out holds
 };
 
@@ -49,7 +50,8 @@ struct SquaredGradPack {
 };
 
 // bias[c] += (sum_t grad)^2 and weight[c] += (sum_t grad * (x - mean) * rstd)^2, sample by sample.
-// x is null where only the bias is wanted. One of the two strides is 1.
+// x is null where only the bias is wanted. One of the two strides is 1. With square_input instead:
+// bias[c] += sum_t grad and weight[c] += sum_t grad * ((x - mean) * rstd)^2.
 template <class T>
 struct SquaredGradMoments {
   const void* x;
@@ -62,6 +64,7 @@ struct SquaredGradMoments {
   Int x_sample, x_channel, x_position;
   Int grad_sample, grad_channel, grad_position;
   bool bfloat16;
+  bool square_input;
 };
 
 template <class T>
