@@ -62,11 +62,10 @@ class Quadratic:
         affected = (lost.any(1) & live.any(1)).nonzero()[:, 0]
 
         def change(index: Tensor) -> Tensor:
-            matrices = self._matrices(keys[index])
-            pull = (matrices @ lost[index][:, :, None]) * live[index][:, :, None]
-            return torch.cholesky_solve(pull, _factor(matrices, live[index]))[:, :, 0]
+            pull = self._product(keys[index], lost[index]) * live[index]
+            return self._with_factor(keys[index], live[index], lambda f, order: _solved(f, order, pull))
 
-        new[affected] += self._batched(change, affected)
+        new[affected] += self._batched(change, affected, live)
         return self._join(new, weight)
 
     def _problems(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,31 +81,50 @@ class Quadratic:
         rows = like.shape[0] if like.dim() else 1
         return parts.view(rows, -1)[:, : like.numel() // max(1, rows)].reshape(like.shape).to(like.dtype)
 
-    def _matrices(self, keys: Tensor) -> Tensor:
-        matrices = self.hessian.flatten(0, 1)[keys].double()
-        matrices.diagonal(dim1=1, dim2=2).add_(self.damping)
-        return matrices
+    def _product(self, keys: Tensor, x: Tensor) -> Tensor:
+        """``H x`` of each problem, without damping, which only matters on the diagonal."""
+        matrices = self.hessian.flatten(0, 1)
+        if len(matrices) == 1:
+            return x @ matrices[0].double()
+        return (matrices[keys].double() @ x[:, :, None])[:, :, 0]
 
     def _inverse_diagonal(self, keys: Tensor, live: Tensor) -> Tensor:
-        def diagonal(index: Tensor) -> Tensor:
-            factor = _factor(self._matrices(keys[index]), live[index])
-            return torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)
+        def diagonal(factor: Tensor, order: Tensor) -> Tensor:
+            found = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)
+            return torch.ones_like(live[: len(order)], dtype=found.dtype).scatter_(1, order, found)
 
-        return self._batched(diagonal, torch.arange(len(keys), device=keys.device))
+        return self._batched(
+            lambda index: self._with_factor(keys[index], live[index], diagonal),
+            torch.arange(len(keys), device=keys.device),
+            live,
+        )
 
-    def _batched(self, function: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
+    def _with_factor(self, keys: Tensor, live: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """``function(factor, order)`` of the damped matrices of what is live, in as few rows as hold it.
+
+        ``order`` are the places of those rows, ``(problems, k)``; a problem with fewer has the identity beyond them.
+        """
+        order = live.sort(dim=1, descending=True, stable=True).indices[:, : int(live.sum(1).max())]
+        there = live.gather(1, order).double()
+        matrices = self.hessian.flatten(0, 1)[keys[:, None, None], order[:, :, None], order[:, None, :]].double()
+        matrices.mul_(there[:, :, None]).mul_(there[:, None, :])
+        matrices.diagonal(dim1=1, dim2=2).add_(there * self.damping + (1 - there))
+        return function(torch.linalg.cholesky(matrices), order)
+
+    def _batched(self, function: Callable[[Tensor], Tensor], index: Tensor, live: Tensor) -> Tensor:
         """``function`` of a few problems at a time, concatenated: ``(len(index), size)``."""
         size = self.hessian.shape[-1]
-        found = [function(chunk) for chunk in index.split(max(1, BATCH // size**2))] if len(index) else []
-        return torch.cat(found) if found else torch.ones(0, size, dtype=torch.float64, device=index.device)
+        if not len(index):
+            return torch.ones(0, size, dtype=torch.float64, device=index.device)
+        # With one matrix for all problems only the live part is there once for each.
+        rows = int(live[index].sum(1).max()) if self.hessian.shape[:2] == (1, 1) else size
+        return torch.cat([function(chunk) for chunk in index.split(max(1, BATCH // max(1, rows**2)))])
 
 
-def _factor(matrices: Tensor, live: Tensor) -> Tensor:
-    """Cholesky factors of the live rows and columns, with ones on the diagonal elsewhere."""
-    live = live.to(matrices.dtype)
-    matrices = matrices * live[:, :, None] * live[:, None, :]
-    matrices.diagonal(dim1=1, dim2=2).add_(1 - live)
-    return torch.linalg.cholesky(matrices)
+def _solved(factor: Tensor, order: Tensor, pull: Tensor) -> Tensor:
+    """The change of what is live, zero elsewhere: ``(problems, size)``."""
+    change = torch.cholesky_solve(pull.gather(1, order)[:, :, None], factor)[:, :, 0]
+    return torch.zeros_like(pull).scatter_(1, order, change)
 
 
 @contextmanager

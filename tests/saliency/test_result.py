@@ -159,3 +159,31 @@ def test_missing_loss_or_data(method, arguments, what):
 def test_complex_parameters_are_refused():
     with pytest.raises(TypeError, match=r"must be real.*complex64 for 'weight'"):
         saliency(nn.Linear(2, 2, dtype=torch.complex64), method="magnitude")
+
+
+@pytest.mark.parametrize("method", ["taylor", "wanda", "apoz", "obs", "fisher"])
+def test_progress_counts_batches(method):
+    x, y = batch()
+    told = []
+    batches = [(x[:3], y[:3]), (x[3:], y[3:])]
+    saliency(network(), F.cross_entropy, batches, method, progress=lambda *at: told.append(at))
+    assert told == [(1, 2), (2, 2)]
+    told.clear()
+    saliency(network(), F.cross_entropy, iter(batches), method, progress=lambda *at: told.append(at))
+    assert told == [(1, None), (2, None)]
+
+
+def test_progress_counts_the_stages_of_automatic_damping():
+    told = []
+    scores = saliency(network(), F.cross_entropy, batch(), progress=lambda *at: told.append(at))
+    assert told == [(stage, len(scores.stages)) for stage in range(1, len(scores.stages) + 1)]
+    assert len(scores.stages) == 13
+
+
+@pytest.mark.parametrize("method", ["taylor", "wanda", "obs"])
+def test_loaders_that_shuffle_leave_the_random_state_alone(method):
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*batch()), batch_size=2, shuffle=True)
+    model = network()
+    state = torch.get_rng_state()
+    saliency(model, F.cross_entropy, loader, method)
+    assert torch.equal(torch.get_rng_state(), state)
