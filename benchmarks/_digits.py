@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
@@ -72,9 +73,19 @@ def heading(title: str, command: str) -> list[str]:
     return [
         f"# {title}",
         "",
-        f"{today()}, {processor()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s). `{command}`",
+        f"{today()}, {processor()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), "
+        f"commit {commit()}. `{command}`",
         "",
     ]
+
+
+def commit() -> str:
+    """The commit of the installed package, marked where files differ from it."""
+    git = ["git", "-C", str(Path(resgrow.__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def today() -> str:

@@ -49,6 +49,7 @@ CURVATURES: dict[str, dict] = {
 }
 TARGETS = {"ggn": 0.97, "ggn-mc, 8 samples": 0.9, "lecun": 0.8}
 FIRST_ORDER = "ggn and gradient"
+NORM_ONLY = "ggn of gain and bias only"
 
 Scores = dict[str, dict[str, Tensor]]
 # criterion, unit -> (predicted, measured), one figure per deletion
@@ -160,6 +161,11 @@ def compare(net: Trained, per_group: int, seed: int) -> Pairs:
             summed = units.scores(score)
             predicted = torch.stack([summed[group].flatten()[index] for group, index in chosen]).double()
             pairs[name, kind] = predicted, measured
+        if kind == "channels":
+            # Zero gain and bias silence a channel by themselves: producer and consumers count the same change again.
+            norms = {name: s if s.dim() == 1 else torch.zeros_like(s) for name, s in scores["ggn"].items()}
+            summed = units.scores(norms)
+            pairs[NORM_ONLY, kind] = torch.stack([summed[group][index] for group, index in chosen]), measured
     assert net.loss({}) == net.dense, "deleting changed the network"
     return pairs
 
@@ -169,14 +175,17 @@ def spread(values: list[float]) -> str:
 
 
 def rank_table(found: list[Pairs]) -> list[str]:
-    names = list(dict.fromkeys(name for name, _ in found[0]))
-    rows = [[name, *(spread([spearman(*pairs[name, kind]) for pairs in found]) for kind in UNITS)] for name in names]
+    def cell(name: str, kind: str) -> str:
+        return spread([spearman(*pairs[name, kind]) for pairs in found]) if (name, kind) in found[0] else "-"
+
+    names = dict.fromkeys(name for name, _ in found[0])
+    rows = [[name, *(cell(name, kind) for kind in UNITS)] for name in names]
     return table(["Spearman", *UNITS], rows)
 
 
 def calibration_table(found: list[Pairs]) -> list[str]:
     statistics: dict[str, Callable[[Tensor, Tensor], float]] = {"slope": slope, "log-log slope": loglog_slope}
-    names = [name for name in dict.fromkeys(name for name, _ in found[0]) if name != "magnitude"]
+    names = [name for name in dict.fromkeys(name for name, _ in found[0]) if name not in ("magnitude", NORM_ONLY)]
     rows = []
     for name in names:
         cells = [
