@@ -62,8 +62,15 @@ class Recorder(TorchFunctionMode):
 
 @contextmanager
 def module_path(model: nn.Module) -> Iterator[Callable[[], str]]:
-    """Yields a function that names the module being run, in words."""
+    """Yields a function that names the module being run, in words.
+
+    Raises:
+        ValueError: a module was compiled by TorchScript, whose calls nothing records.
+    """
     names = {module: name for name, module in model.named_modules()}
+    for module, name in names.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(_message("a compiled module", f"module '{name}'", "TorchScript hides its calls"))
     running: list[nn.Module] = []
 
     def enter(module: nn.Module, args: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,31 +30,42 @@ def lecun(request: Request) -> dict[str, Tensor]:
             it was found.
     """
     wanted = request.parameters
-    totals = {
-        name: torch.zeros_like(p, dtype=result_dtype(p), requires_grad=False, memory_format=torch.contiguous_format)
-        for name, p in wanted.items()
-    }
+    totals: dict[str, Tensor] = {}
     weight = 0.0
     with eval_mode(request.model), module_path(request.model) as place:
         for inputs, target in request.batches():
-            tape = Tape()
-            leaves = {name: p.detach().requires_grad_() for name, p in wanted.items()}
-            with torch.enable_grad(), Recorder(tape, place):
-                output = request.output(inputs, leaves)
-            weight += request.head.total(output.detach(), target)
-            for total, found in zip(totals.values(), _backward(request, tape, output, target, leaves), strict=True):
-                if found is not None:
-                    total += found
-            del output
+            found, total = _batch(request, place, wanted, inputs, target)
+            weight += total
+            for name, value in found.items():
+                if name in totals:
+                    totals[name] += value
+                else:
+                    totals[name] = value.to(result_dtype(wanted[name])).contiguous()
     scale = inverse("curvature", weight)
-    return {name: total.mul_(scale) for name, total in totals.items()}
+    return {
+        name: totals[name].mul_(scale)
+        if name in totals
+        else torch.zeros_like(p, dtype=result_dtype(p), requires_grad=False)
+        for name, p in wanted.items()
+    }
 
 
-def _backward(request: Request, tape: Tape, output: Tensor, target: Tensor, leaves: dict[str, Tensor]) -> Any:
-    """For each leaf its curvature of the batch's ``head.loss``, or None where it has no influence."""
+def _batch(
+    request: Request, place: Callable[[], str], wanted: dict[str, Tensor], inputs: Any, target: Tensor
+) -> tuple[dict[str, Tensor], float]:
+    """Curvature of one batch's ``head.loss`` for the parameters that have an influence, and the batch's total."""
+    tape = Tape()
+    leaves = {name: p.detach().requires_grad_() for name, p in wanted.items()}
+    with torch.enable_grad(), Recorder(tape, place):
+        output = request.output(inputs, leaves)
     if not output.requires_grad:
         raise ValueError("curvature: the model's output does not depend on any trainable parameter")
     check_graph(output)
     values = output.detach()
     tape.send_gradient(output, lambda: request.head.gradient(values, target))
-    return torch.autograd.grad(output, list(leaves.values()), request.head.diagonal(values, target), allow_unused=True)
+    d = request.head.diagonal(values, target)
+    found = torch.autograd.grad(output, list(leaves.values()), d, allow_unused=True)
+    return (
+        {name: value for name, value in zip(leaves, found, strict=True) if value is not None},
+        request.head.total(values, target),
+    )
