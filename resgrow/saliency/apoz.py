@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from resgrow.curvature.request import result_dtype
-from resgrow.saliency.layers import Layer, layers_of, run, watched
+from resgrow.saliency.layers import Layer, layers_of, refuse_attention, run, watched
 from resgrow.saliency.request import Request
 from resgrow.saliency.result import Saliency
 
@@ -53,7 +53,8 @@ def apoz(request: Request) -> Saliency:
     that the layer's output reaches, through norms, residual adds, pooling and flattening. Layers that reach none, or
     one without exact zeros, have 0. Channels thus sum to ``1 - APoZ``; parameters other than weights score 0.
     """
-    layers = layers_of(request.model, "apoz")
+    refuse_attention(request.model, "apoz")
+    layers = layers_of(request.model)
     counter = _Counter()
     with watched(layers, counter.produced, outputs=True), counter:
         run(request)

@@ -23,7 +23,7 @@ def input_moments(request: Request, layers: list[Layer]) -> tuple[dict[str, Tens
 
     Returns:
         ``{weight name: (groups, 1, D, D)}`` with ``D`` the elements of a row of the weight, and ``{weight name: output
-        positions per sample}``. Runs of a layer add up.
+        positions per sample}``. Runs of a layer add up; layers that did not run are left out.
     """
     sums = {layer.weight: _zeros(layer) for layer in layers}
     positions = dict.fromkeys(sums, 0.0)
@@ -38,9 +38,8 @@ def input_moments(request: Request, layers: list[Layer]) -> tuple[dict[str, Tens
 
     with watched(layers, visit):
         samples = run(request)
-    return {name: total / samples for name, total in sums.items()}, {
-        n: count / samples for n, count in positions.items()
-    }
+    ran = {name: count / samples for name, count in positions.items() if count}
+    return {name: sums[name] / samples for name in ran}, ran
 
 
 def _zeros(layer: Layer) -> Tensor:

@@ -71,25 +71,29 @@ class Layer:
         return value.reshape(weight.shape[0], -1, *[1] * self.spatial)
 
 
-def layers_of(model: nn.Module, method: str) -> list[Layer]:
-    """All layers of the types in ``LAYERS`` whose weight is trainable.
+def layers_of(model: nn.Module) -> list[Layer]:
+    """All layers of the types in ``LAYERS`` whose weight is trainable."""
+    names: dict[Any, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
+    layers = []
+    for module in model.modules():
+        kind = next((kind for kind in LAYERS if isinstance(module, kind)), None)
+        if kind is not None and getattr(module, "weight", None) in names:
+            layers.append(Layer(module, names[module.weight], names.get(module.bias), LAYERS[kind]))
+    return layers
+
+
+def refuse_attention(model: nn.Module, method: str) -> None:
+    """For criteria that would give a used weight the score of an unused one.
 
     Raises:
         ValueError: a trainable MultiheadAttention, which uses its weights without running its layers.
     """
-    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    layers = []
     for path, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention) and any(p in names for p in module.parameters()):
+        if isinstance(module, nn.MultiheadAttention) and any(p.requires_grad for p in module.parameters()):
             raise ValueError(
                 f"saliency: '{method}' sees the inputs of Linear and convolutional layers that run as modules, which "
                 f"those of MultiheadAttention '{path}' do not; freeze it with requires_grad_(False), or use 'obd'"
             )
-        kind = next((kind for kind in LAYERS if isinstance(module, kind)), None)
-        if kind is None or getattr(module, "weight", None) not in names:
-            continue
-        layers.append(Layer(module, names[module.weight], names.get(module.bias), LAYERS[kind]))
-    return layers
 
 
 @contextmanager

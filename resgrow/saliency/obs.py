@@ -12,7 +12,7 @@ from resgrow.curvature.damping import weight_names
 from resgrow.curvature.request import result_dtype
 from resgrow.saliency.gradient_blocks import gradient_blocks
 from resgrow.saliency.input_moments import input_moments
-from resgrow.saliency.layers import Layer, layers_of
+from resgrow.saliency.layers import Layer, layers_of, refuse_attention
 from resgrow.saliency.quadratic import Quadratic, Surgeon, explained
 from resgrow.saliency.request import Request
 from resgrow.saliency.result import LOSS, Saliency
@@ -52,13 +52,13 @@ def _blocks(request: Request, kind: str, damping: float) -> Saliency:
 
 
 def layer_surgeon(request: Request) -> Surgeon:
-    """Corrects each layer's weights such that its output stays what it is, by least squares."""
+    """Corrects the weights of each layer that runs as a module such that its output stays what it is."""
     moments, _ = input_moments(request, _refittable(request))
     return Surgeon(_layer_quadratics(moments, LAYER_DAMPING))
 
 
 def _refittable(request: Request) -> list[Layer]:
-    return [layer for layer in layers_of(request.model, request.method) if not layer.transposed]
+    return [layer for layer in layers_of(request.model) if not layer.transposed]
 
 
 def _layer_quadratics(moments: Mapping[str, Tensor], damping: float) -> dict[str, Quadratic]:
@@ -69,6 +69,7 @@ def _layer_quadratics(moments: Mapping[str, Tensor], damping: float) -> dict[str
 
 def _layer(request: Request, kind: str, damping: float) -> Saliency:
     """``2 X X^T`` of each layer's own inputs, as in Optimal Brain Compression (Frantar & Alistarh 2022)."""
+    refuse_attention(request.model, "obs")
     layers = _refittable(request)
     moments, positions = input_moments(request, layers)
     parameters = request.parameters
@@ -78,7 +79,7 @@ def _layer(request: Request, kind: str, damping: float) -> Saliency:
     for layer in layers:
         if layer.bias is not None:
             # The weight of the input 1 at every position.
-            scores[layer.bias] = scores[layer.bias] + parameters[layer.bias].square() * positions[layer.weight]
+            scores[layer.bias] = scores[layer.bias] + parameters[layer.bias].square() * positions.get(layer.weight, 0)
     return Saliency(scores, "obs", LAYER_UNIT, damping=damping, compensation=Surgeon(quadratics))
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from resgrow.curvature.request import result_dtype
-from resgrow.saliency.layers import Layer, layers_of, run, watched
+from resgrow.saliency.layers import Layer, layers_of, refuse_attention, run, watched
 from resgrow.saliency.request import Request
 from resgrow.saliency.result import Saliency
 
@@ -17,7 +17,8 @@ def wanda(request: Request) -> Saliency:
     A convolution's input feature is an input channel, pixel by pixel. A bias counts as a weight of the input 1 at each
     output position. Layers that run several times add up; parameters of other layers score 0.
     """
-    layers = layers_of(request.model, "wanda")
+    refuse_attention(request.model, "wanda")
+    layers = layers_of(request.model)
     squares = {layer.weight: torch.zeros((), dtype=torch.float64) for layer in layers}
     positions = dict.fromkeys(squares, 0)
 

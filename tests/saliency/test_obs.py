@@ -320,3 +320,22 @@ def test_gauss_newton_blocks_are_unbiased_and_take_their_options():
     hot = saliency(model, F.cross_entropy, (x, y), "obs", hessian="ggn-mc", temperature=3.0)
     assert torch.equal(again["3.weight"], twice["3.weight"])
     assert not torch.equal(again["3.weight"], hot["3.weight"])
+
+
+def test_layers_that_do_not_run_score_nothing_and_stay():
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    model = Half()
+    x = torch.randn(9, 3)
+    scores = saliency(model, data=(x, x), method="obs", hessian="layer")
+    assert not scores["unused.weight"].any()
+    assert not scores["unused.bias"].any()
+    before = model.unused.weight.detach().clone()
+    masks = prune(model, scores, sparsity=0.25)
+    assert torch.equal(model.unused.weight, before * masks["unused.weight"])
