@@ -30,7 +30,7 @@ def sample_gradients(
     for n in range(samples):
         with torch.enable_grad():
             alone = call(model, first(inputs, samples, 1, n), None)
-        check_alone(alone, output, n)
+        check_alone(alone, output, n, 1)
         for index, vector in enumerate(vectors):
             grads = torch.autograd.grad(
                 alone,
@@ -58,13 +58,13 @@ def first(inputs: Any, samples: int, count: int, start: int = 0) -> Any:
     return replaced(inputs, lambda t: t[start : start + count] if t.dim() and t.shape[0] == samples else t)
 
 
-def check_alone(alone: Tensor, output: Tensor, start: int = 0) -> None:
-    """Whether samples from ``start`` on have the same output among others as without them.
+def check_alone(alone: Tensor, output: Tensor, start: int, count: int) -> None:
+    """Whether ``count`` samples from ``start`` on have the same output among others as without them.
 
     Raises:
         ValueError: they have not.
     """
-    if not isinstance(alone, Tensor) or not alike(output[start : start + alone.shape[0]], alone):
+    if not alike(output[start : start + count], alone):
         raise ValueError(
             f"curvature: samples of a batch influence each other's output (sample {start} alone gives another); "
             "a curvature of single samples does not exist then. Freeze what couples them, or use method='hessian'"

@@ -12,7 +12,7 @@ from resgrow.curvature.batches import call
 from resgrow.curvature.heads import Head
 from resgrow.curvature.one_by_one import sample_gradients
 from resgrow.curvature.request import result_dtype
-from resgrow.curvature.rules import Site
+from resgrow.curvature.rules import Formula
 from resgrow.curvature.taps import Taps
 from resgrow.curvature.uses import Use, gradients
 
@@ -40,9 +40,9 @@ def per_sample_gradients(model: nn.Module, head: Head, inputs: Any, target: Tens
         vector = head.gradient(output.detach(), target)
         total = {name: p.new_zeros((samples, *p.shape), dtype=result_dtype(p)) for name, p in taps.parameters.items()}
 
-        def visit(site: Site, x: Tensor, grad: Tensor) -> None:
+        def visit(formula: Formula, x: Tensor, grad: Tensor) -> None:
             with torch.no_grad():
-                uses = [Use(site, role, x, grad) for role in site.operands]
+                uses = [Use(formula, role, x, grad) for role in formula.operands]
                 for name, found in gradients(trace, uses, slice(None)).items():
                     if name not in trace.slow:
                         total[name].add_(found)

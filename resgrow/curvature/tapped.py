@@ -47,8 +47,14 @@ class Tapped(Tensor):
 
 
 def tap(watcher: Watcher, live: Tensor, names: frozenset[str], rearranged: bool) -> Tapped:
-    """``live`` in the form that a model can compute with."""
+    """``live`` in the form that a model can compute with.
+
+    It requires a gradient of its own, which is never taken: whatever gets hold of it without the watcher's knowledge
+    shows up in the graph.
+    """
     tapped = live.detach().as_subclass(Tapped)
+    with torch._C.DisableTorchFunctionSubclass():
+        tapped.requires_grad_()
     tapped.watcher, tapped.live, tapped.plain = watcher, live, live.detach()
     tapped.names, tapped.rearranged = names, rearranged
     return tapped

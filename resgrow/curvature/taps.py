@@ -44,7 +44,7 @@ class Taps:
 
     def forward(self, inputs: Any, samples: int) -> tuple[Trace, Tensor]:
         """The batch's output and how it came about."""
-        storages = frozenset(storage(t) for t in tensors(inputs))
+        storages = frozenset(storage(t) for t in tensors(inputs) if t.dim() and t.shape[0] == samples)
         probe: dict[Hashable, Tensor] | None = None
         probed = min(2, samples - 1)
         while True:
@@ -52,14 +52,15 @@ class Taps:
             try:
                 trace, output = self._attempt(inputs, layouts)
             except Unclear as question:
+                few = first(inputs, samples, probed)
                 layouts = Layouts(probed, storages, self._decided, probing=True)
-                part = self._attempt(first(inputs, samples, probed), layouts)[1].detach()
+                part = self._attempt(few, layouts)[1].detach()
                 probe = layouts.seen
                 if question.key not in probe:  # although all is decided up to there: passes differ
                     self._decided[question.key] = None
                 continue
             if probe is not None:
-                check_alone(part, output)
+                check_alone(part, output, 0, probed)
             self._tell(trace)
             return trace, output
 
@@ -75,15 +76,19 @@ class Taps:
         return trace, output
 
     def _unwatched(self, output: Tensor) -> list[str]:
-        """Parameters that are in the graph themselves, not through their stand-ins."""
-        found, seen, pending = [], set(), [output.grad_fn]
+        """Parameters in the graph that no watched function has put there."""
+        found: list[str] = []
+        seen, pending = set(), [output.grad_fn]
         while pending:
             node = pending.pop()
             if node is None or node in seen:
                 continue
             seen.add(node)
-            if hasattr(node, "variable") and id(node.variable) in self._names:
-                found.append(self._names[id(node.variable)])
+            variable = getattr(node, "variable", None)
+            if isinstance(variable, Tapped):
+                found.extend(variable.names)
+            elif id(variable) in self._names:
+                found.append(self._names[id(variable)])
             pending.extend(following for following, _ in node.next_functions)
         return found
 
@@ -102,6 +107,7 @@ class Taps:
 
 
 def _check(model: nn.Module) -> None:
-    if isinstance(model, (torch.jit.ScriptModule, nn.DataParallel)):
-        remedy = "model.module" if isinstance(model, nn.DataParallel) else "the module that was compiled"
-        raise ValueError(f"curvature: cannot see into a {type(model).__name__}; pass {remedy} instead")
+    for module in model.modules():
+        if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)):
+            remedy = "module.module" if isinstance(module, nn.DataParallel) else "the module it was compiled from"
+            raise ValueError(f"curvature: cannot see into a {type(module).__name__}; use {remedy} instead")

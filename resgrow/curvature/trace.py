@@ -2,7 +2,7 @@
 
 Autograd carries everything between those places, so any architecture works. Two things keep the pass cheap:
 
-* The parameters that the model computes with require no gradients, so no ordinary weight gradient is computed. The
+* The values that functions compute with require no gradients, so no ordinary weight gradient is computed. The
   graph then begins at the first outputs of functions that parameters entered, which are hung on a scalar ``anchor``.
 * What a function's parameters contribute is taken inside the backward pass, when the gradient at its output exists,
   and nothing is kept.
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from resgrow.curvature import rules
 from resgrow.curvature.layout import CONSTANT, Layout, Layouts
-from resgrow.curvature.rules import Site
+from resgrow.curvature.rules import Formula
 from resgrow.curvature.tapped import Tapped, live, plain, replaced, storage, tap, tensors
 
-Visit = Callable[[Site, Tensor, Tensor], None]
+Visit = Callable[[Formula, Tensor, Tensor], None]
 
 
 class _Hang(torch.autograd.Function):
@@ -52,7 +52,7 @@ class Trace:
     Attributes:
         leaves: the parameters as leaves of graphs of their own.
         weights: what stands in for them in the model.
-        sites: calls whose gradients will come by, each with the function's name.
+        formulas: those of the calls whose gradients will come by.
         slow: parameters that entered a function without a rule, with that function's name.
     """
 
@@ -62,12 +62,12 @@ class Trace:
         self.constants, self.layouts, self.anchor = constants, layouts, anchor
         self.leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
         self.weights = {name: tap(self, leaf, frozenset((name,)), True) for name, leaf in self.leaves.items()}
-        self.sites: list[Site] = []
+        self.formulas: list[Formula] = []
         self.slow: dict[str, str] = {}
         self._calls: Counter[Hashable] = Counter()
 
     def backward(self, output: Tensor, grad: Tensor, visit: Visit, keep_graph: bool) -> None:
-        """Send ``grad`` back from ``output``; ``visit`` is called for every site on the way, samples first."""
+        """Send ``grad`` back from ``output``; ``visit`` is called for every formula on the way, samples first."""
         self._visit, self._keep = visit, keep_graph
         torch.autograd.grad(output, self.anchor, grad, retain_graph=keep_graph, allow_unused=True)
 
@@ -90,15 +90,15 @@ class Trace:
         if func in rules.BROADCASTS:
             return self._broadcast(key, func, args, kwargs, operands, varying)
         site = rules.RULES[func](*args, **kwargs) if func in rules.RULES else None
-        if site is None or not site.operands:
+        if site is None or not site.formula.operands:
             return self._unknown(key, func, args, kwargs, operands, varying)
         layout = self.layouts.of(key, site.x, site.candidates, site.batched)
         if layout == CONSTANT:
             return self._derive(func, args, kwargs, operands)
-        if not isinstance(layout, Layout) or len(site.operands) < len(operands):
+        if not isinstance(layout, Layout) or len(site.formula.operands) < len(operands):
             return self._mark(func, operands, func(*plain(args), **plain(kwargs)))
         output = site.relink(func(*plain(args), **plain(kwargs)))
-        return self._watch(func, site, layout, output)
+        return self._watch(func, site.formula, site.x, layout, output)
 
     def _derive(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], operands: list[Tapped]
@@ -127,7 +127,7 @@ class Trace:
             return self._derive(func, args, kwargs, operands)
         if not isinstance(layout, Layout) or any(size not in (1, output.shape[d]) for d, size in enumerate(shape)):
             return self._mark(func, operands, output)
-        return self._copy(func, operand, output, layout, dims)
+        return self._copy(func, operand, output, layout)
 
     def _broadcast(
         self,
@@ -156,7 +156,7 @@ class Trace:
             if not isinstance(t, Tapped):
                 return t
             size = 1 if layout.dim is None else witness.shape[layout.dim]
-            return self._copy(func, t, rules.spread(t, dims, layout, size), layout, free)
+            return self._copy(func, t, rules.spread(t, dims, layout, size), layout)
 
         return func(*replaced(args, copied), **replaced(kwargs, copied))
 
@@ -180,32 +180,30 @@ class Trace:
             self.slow.update(dict.fromkeys(operand.names, _label(func)))
         return output
 
-    def _copy(
-        self, func: Callable[..., Any], operand: Tapped, copy: Tensor, layout: Layout, candidates: Sequence[int]
-    ) -> Tensor:
+    def _copy(self, func: Callable[..., Any], operand: Tapped, copy: Tensor, layout: Layout) -> Tensor:
         if storage(copy) == storage(operand.plain):
             copy = _HangView.apply(copy, self.anchor)
-        return self._watch(func, rules.copies(operand, copy, layout, candidates), layout, copy)
+        return self._watch(func, rules.copies(operand, copy.dim(), layout), copy, layout, copy)
 
-    def _watch(self, func: Callable[..., Any], site: Site, layout: Layout, output: Tensor) -> Tensor:
+    def _watch(self, func: Callable[..., Any], formula: Formula, x: Tensor, layout: Layout, output: Tensor) -> Tensor:
         """The output, part of the graph, with its gradient announced to the visitor of a backward pass."""
         if not output.requires_grad:
             output = _Hang.apply(output, self.anchor)
-        self.sites.append(site)
-        version, inputs, names = site.x._version, [site.x.detach()], site.operands.values()
+        self.formulas.append(formula)
+        version, inputs = x._version, [x.detach()]
 
         def receive(grad: Tensor) -> None:
             # The last backward pass frees activations on its way, as an ordinary one does.
             x = inputs[0] if self._keep else inputs.pop()
             if x._version != version:
-                listed = ", ".join(sorted(name for operand in names for name in operand.names))
+                listed = ", ".join(sorted(name for operand in formula.operands.values() for name in operand.names))
                 raise RuntimeError(
                     f"curvature: the input of {_label(func)} with {listed} was modified in place after it was used; "
                     "make that operation out of place"
                 )
             # Under autocast a function may cast its input; its gradient tells the dtype it computed in.
             x = x.to(grad.dtype) if x.is_floating_point() else x
-            self._visit(site, layout.split(x), layout.split(grad.detach()))
+            self._visit(formula, layout.split(x), layout.split(grad.detach()))
 
         output.register_hook(receive)
         return output

@@ -1,4 +1,4 @@
-"""From what passes a site to per-sample gradients of the parameters, or to the sums of their squares.
+"""From input and output gradient of calls to per-sample gradients of the parameters, or to the sums of their squares.
 
 A parameter that is used once goes through its function's fused squares. Otherwise the per-sample gradients of all its
 uses, and through the parameters' own graph where it did not enter as it is, are added before they are squared.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resgrow.curvature.rules import Site
+from resgrow.curvature.rules import Formula
 from resgrow.curvature.tapped import Tapped
 from resgrow.curvature.trace import Trace
 
@@ -25,20 +25,20 @@ Add = Callable[[str, Tensor], None]
 
 @dataclass
 class Use:
-    """One operand's share in what passed a site: input and gradient, samples first."""
+    """One operand's share in a call: input and output gradient, samples first."""
 
-    site: Site
+    formula: Formula
     role: str
     x: Tensor
     grad: Tensor
 
     @property
     def operand(self) -> Tapped:
-        return self.site.operands[self.role]
+        return self.formula.operands[self.role]
 
     def per_sample(self, rows: slice) -> Tensor:
         """``(n, *shape of the operand)``."""
-        return self.site.per_sample(self.role, self.x[rows], self.grad[rows])
+        return self.formula.per_sample(self.role, self.x[rows], self.grad[rows])
 
 
 class Squares:
@@ -49,13 +49,13 @@ class Squares:
         self.shared = _shared(trace)
         self.waiting: list[Use] = []
 
-    def visit(self, site: Site, x: Tensor, grad: Tensor) -> None:
+    def visit(self, formula: Formula, x: Tensor, grad: Tensor) -> None:
         fused = set()
         with torch.no_grad():
-            for role, operand in site.operands.items():
+            for role, operand in formula.operands.items():
                 if operand.names <= self.trace.slow.keys():
                     continue
-                use = Use(site, role, x, grad)
+                use = Use(formula, role, x, grad)
                 if operand.names & self.shared:
                     self.waiting.append(use)
                 elif operand.rearranged:
@@ -63,9 +63,9 @@ class Squares:
                 else:
                     self._add_squares([use])
             if fused:
-                found = site.squares(x, grad, frozenset(fused))
+                found = formula.squares(x, grad, frozenset(fused))
                 for role in fused:
-                    self._add(_pulled(self.trace, site.operands[role], found[role]))
+                    self._add(_pulled(self.trace, formula.operands[role], found[role]))
 
     def finish(self) -> None:
         """What had to wait for all uses of a parameter."""
@@ -129,8 +129,8 @@ def _pulled_rows(trace: Trace, operand: Tapped, grads: Tensor) -> dict[str, Tens
 def _shared(trace: Trace) -> frozenset[str]:
     """Parameters of which an element enters more than one function call."""
     uses: dict[str, list[Tapped]] = defaultdict(list)
-    for site in trace.sites:
-        for operand in site.operands.values():
+    for formula in trace.formulas:
+        for operand in formula.operands.values():
             for name in operand.names:
                 uses[name].append(operand)
     return frozenset(name for name, operands in uses.items() if len(operands) > 1 and _overlap(trace, name, operands))
@@ -164,19 +164,19 @@ def _connected(uses: Iterable[Use]) -> list[list[Use]]:
 def _joined(uses: Sequence[Use]) -> Use | None:
     """All uses as one with all their positions, where that is what they amount to."""
     first = uses[0]
-    operand, kind = first.operand, (first.site.joins, first.role)
-    if first.site.joins is None or not operand.live.is_leaf:
+    operand, kind = first.operand, (first.formula.joins, first.role)
+    if first.formula.joins is None or not operand.live.is_leaf:
         return None
-    if any((use.site.joins, use.role) != kind or use.operand.live is not operand.live for use in uses):
+    if any((use.formula.joins, use.role) != kind or use.operand.live is not operand.live for use in uses):
         return None
-    features = first.site.features
+    features = first.formula.features
 
     def positions(t: Tensor) -> Tensor:
         return t.reshape(t.shape[0], -1, *t.shape[t.dim() - features :])
 
     x = torch.cat([positions(use.x) for use in uses], 1)
-    return Use(first.site, first.role, x, torch.cat([positions(use.grad) for use in uses], 1))
+    return Use(first.formula, first.role, x, torch.cat([positions(use.grad) for use in uses], 1))
 
 
 def _fused(use: Use) -> Tensor:
-    return use.site.squares(use.x, use.grad, frozenset((use.role,)))[use.role]
+    return use.formula.squares(use.x, use.grad, frozenset((use.role,)))[use.role]

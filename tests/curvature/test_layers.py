@@ -9,6 +9,8 @@ import torch
 from measured import Logits, check, fast, noise, randomised
 from torch import Tensor, nn
 
+from resgrow.nn import TriStateReLU
+
 SAMPLES = 4
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -45,6 +47,9 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "instance norm, tracking": (lambda: nn.InstanceNorm1d(3, affine=True, track_running_stats=True), (3, 5)),
     "rms norm": (lambda: nn.RMSNorm(5), (3, 5)),
     "prelu": (lambda: nn.PReLU(), (3, 5)),
+    "tri-state relu": (lambda: TriStateReLU(3), (3, 4, 2)),
+    "tri-state relu of vectors": (lambda: TriStateReLU(8), (8,)),
+    "prelu of vectors": (lambda: nn.PReLU(3), (3,)),
     "prelu per channel": (lambda: nn.PReLU(3), (3, 5)),
 }
 

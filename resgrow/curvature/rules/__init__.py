@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resgrow import ops  # noqa: F401  (registers torch.ops.resgrow)
 from resgrow.curvature.rules.attention import attention
 from resgrow.curvature.rules.conv import conv, conv_transpose
-from resgrow.curvature.rules.elementwise import copies, prelu, spread
+from resgrow.curvature.rules.elementwise import copies, prelu, spread, tristate_relu
 from resgrow.curvature.rules.embedding import embedding
 from resgrow.curvature.rules.linear import addmm, linear, matmul
 from resgrow.curvature.rules.norm import (
@@ -29,9 +30,20 @@ from resgrow.curvature.rules.norm import (
     layer_norm,
     rms_norm,
 )
-from resgrow.curvature.rules.site import Site
+from resgrow.curvature.rules.site import Formula, Site
 
-__all__ = ["BROADCASTS", "COMPOSITES", "EXPANSIONS", "LIKE", "REARRANGEMENTS", "RULES", "Site", "copies", "spread"]
+__all__ = [
+    "BROADCASTS",
+    "COMPOSITES",
+    "EXPANSIONS",
+    "LIKE",
+    "REARRANGEMENTS",
+    "RULES",
+    "Formula",
+    "Site",
+    "copies",
+    "spread",
+]
 
 
 def _forms(names: str) -> frozenset[Any]:
@@ -68,6 +80,7 @@ RULES: dict[Any, Callable[..., Site | None]] = {
     F.rms_norm: rms_norm,
     F.embedding: embedding,
     F.prelu: prelu,
+    torch.ops.resgrow.tristate_relu.default: tristate_relu,
 }
 
 COMPOSITES: dict[Any, Callable[..., Any]] = {F.multi_head_attention_forward: attention}

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resgrow import ops
-from resgrow.curvature.rules.site import Site, tapped, wide
+from resgrow.curvature.rules.site import Formula, Site, channel_sums, tapped, wide
 
 Sizes = int | Sequence[int]
 
@@ -85,7 +85,8 @@ def _site(geometry: _Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -
     if x.dim() != geometry.dims + 2:
         return None
     operands = tapped(weight=weight, bias=bias)
-    return Site(x, operands, (0,), partial(_squares, geometry), partial(_per_sample, geometry), batched=True)
+    formula = Formula(operands, partial(_squares, geometry), partial(_per_sample, geometry))
+    return Site(x, formula, (0,), batched=True)
 
 
 def _squares(geometry: _Geometry, x: Tensor, grad: Tensor, roles: frozenset[str]) -> dict[str, Tensor]:
@@ -117,8 +118,7 @@ def _squared_weight(geometry: _Geometry, x: Tensor, grad: Tensor) -> Tensor:
 
 def _per_sample(geometry: _Geometry, role: str, x: Tensor, grad: Tensor) -> Tensor:
     if role == "bias":
-        channel = grad.dim() - geometry.dims - 1
-        return wide(grad).sum([d for d in range(1, grad.dim()) if d != channel])
+        return channel_sums(wide(grad), geometry.dims + 2)
     return torch.stack([_gradient(geometry, x[n : n + 1], grad[n : n + 1]) for n in range(x.shape[0])])
 
 

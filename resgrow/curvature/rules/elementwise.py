@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import torch
 from torch import Tensor
 
 from resgrow.curvature.layout import Layout
-from resgrow.curvature.rules.site import PerSampleFn, Site, tapped, wide
-from resgrow.curvature.tapped import Tapped
+from resgrow.curvature.rules.site import Formula, PerSampleFn, Site, channel_sums, tapped, wide
+from resgrow.curvature.tapped import Tapped, plain
 
 
 def prelu(input: Tensor, weight: Tensor) -> Site | None:
@@ -22,10 +21,24 @@ def prelu(input: Tensor, weight: Tensor) -> Site | None:
         slopes = wide(grad) * wide(x).clamp(max=0)
         if channels == 1:
             return slopes.flatten(1).sum(1).view(-1, *weight.shape)
-        channel = slopes.dim() - dims + 1
-        return slopes.sum([d for d in range(1, slopes.dim()) if d != channel])
+        return channel_sums(slopes, dims)
 
-    return _site(input, operands, (0,), per_sample)
+    return Site(input, _formula(operands, per_sample), (0,))
+
+
+def tristate_relu(x: Tensor, w: Tensor, d: Tensor) -> Site:
+    """``resgrow.ops.tristate_relu`` of ``x (N, C, *)``, whose gradients pass straight through the gates."""
+    dims = x.dim()
+    width, depth = ((plain(gate) >= 0.5).to(wide(x).dtype) for gate in (w, d))
+
+    def per_sample(role: str, x: Tensor, grad: Tensor) -> Tensor:
+        x, grad = wide(x), wide(grad)
+        if role == "w":
+            return channel_sums(grad * torch.where(x >= 0, x, depth * x), dims)
+        below = grad * x.clamp(max=0) * width.view(-1, *(1,) * (dims - 2))
+        return below.flatten(1).sum(1)
+
+    return Site(x, _formula(tapped(w=w, d=d), per_sample), (0,), batched=True)
 
 
 def spread(operand: Tapped, dims: int, layout: Layout, size: int) -> Tensor:
@@ -36,9 +49,9 @@ def spread(operand: Tapped, dims: int, layout: Layout, size: int) -> Tensor:
     return operand.plain.expand(shape)
 
 
-def copies(operand: Tapped, copy: Tensor, layout: Layout, candidates: Sequence[int]) -> Site:
-    """The site of a tensor that holds a copy of ``operand`` for each sample."""
-    dims, dim, shape = copy.dim(), layout.dim, operand.shape
+def copies(operand: Tapped, dims: int, layout: Layout) -> Formula:
+    """For a tensor of ``dims`` dimensions that holds a copy of ``operand`` for each sample."""
+    dim, shape = layout.dim, operand.shape
     single = [1] * (dims - len(shape)) + list(shape)
     if dim is not None:
         del single[dim]
@@ -49,13 +62,13 @@ def copies(operand: Tapped, copy: Tensor, layout: Layout, candidates: Sequence[i
             grad = grad.sum(dim + 1)
         return grad.sum_to_size(grad.shape[0], *single).reshape(-1, *shape)
 
-    return _site(copy, {"value": operand}, candidates, per_sample)
+    return _formula({"value": operand}, per_sample)
 
 
-def _site(x: Tensor, operands: dict[str, Tapped], candidates: Sequence[int], per_sample: PerSampleFn) -> Site:
-    """A site whose per-sample gradients are small enough to be squared one by one."""
+def _formula(operands: dict[str, Tapped], per_sample: PerSampleFn) -> Formula:
+    """A formula whose per-sample gradients are small enough to be squared as they are."""
 
     def squares(x: Tensor, grad: Tensor, roles: frozenset[str]) -> dict[str, Tensor]:
         return {role: per_sample(role, x, grad).square().sum(0) for role in roles}
 
-    return Site(x, operands, candidates, squares, per_sample)
+    return Formula(operands, squares, per_sample)

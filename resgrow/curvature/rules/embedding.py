@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from resgrow.curvature.rules.site import Site, tapped, wide
+from resgrow.curvature.rules.site import Formula, Site, tapped, wide
 
 
 def embedding(
@@ -25,14 +25,12 @@ def embedding(
     if not operands or max_norm is not None or scale_grad_by_freq:
         return None
     table = _Table(weight.shape[0], None if padding_idx is None else padding_idx % weight.shape[0])
-    return Site(
-        input,
+    formula = Formula(
         operands,
-        range(input.dim()),
         lambda x, grad, roles: {"weight": table.squares(x, grad)},
         lambda role, x, grad: table.per_sample(x, grad),
-        features=0,
     )
+    return Site(input, formula, range(input.dim()))
 
 
 class _Table:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from resgrow import ops
 from resgrow.curvature.affine import relink
-from resgrow.curvature.rules.site import PerSampleFn, Site, SquaresFn, tapped, wide
+from resgrow.curvature.rules.site import Formula, PerSampleFn, Site, SquaresFn, channel_sums, tapped, wide
 from resgrow.curvature.tapped import plain
 
 Normalise = Callable[[Tensor], Tensor]
@@ -138,12 +138,11 @@ def _fixed(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, 
 
     dims = x.dim()
     scale = rstd if weight is None else rstd * plain(weight)
+    per_sample = partial(_per_sample, normalise, partial(channel_sums, dims=dims))
     return Site(
         x,
-        tapped(weight=weight, bias=bias),
+        Formula(tapped(weight=weight, bias=bias), squares, per_sample),
         (0,),
-        squares,
-        partial(_per_sample, normalise, partial(_channel_sums, dims)),
         batched=True,
         relink=lambda output: relink(x, output, scale),
     )
@@ -156,8 +155,8 @@ def _channels(x: Tensor, weight: Tensor | None, bias: Tensor | None, normalise: 
     def rows(x: Tensor) -> Tensor:
         return normalise(x.flatten(0, x.dim() - dims)).view_as(x)
 
-    sums = partial(_channel_sums, dims)
-    return Site(x, tapped(weight=weight, bias=bias), (0,), *_formulas(rows, sums), batched=True)
+    sums = partial(channel_sums, dims=dims)
+    return Site(x, Formula(tapped(weight=weight, bias=bias), *_formulas(rows, sums)), (0,), batched=True)
 
 
 def _trailing(
@@ -174,14 +173,9 @@ def _trailing(
     def sums(product: Tensor) -> Tensor:
         return product.reshape(product.shape[0], -1, *shape).sum(1)
 
-    return Site(
-        x,
-        tapped(weight=weight, bias=bias),
-        range(x.dim() - len(shape)),
-        *_formulas(normalise, sums),
-        features=len(shape),
-        joins=(kind, shape, eps),
-    )
+    operands = tapped(weight=weight, bias=bias)
+    formula = Formula(operands, *_formulas(normalise, sums), features=len(shape), joins=(kind, shape, eps))
+    return Site(x, formula, range(x.dim() - len(shape)))
 
 
 def _formulas(normalise: Normalise, sums: Normalise) -> tuple[SquaresFn, PerSampleFn]:
@@ -195,10 +189,6 @@ def _formulas(normalise: Normalise, sums: Normalise) -> tuple[SquaresFn, PerSamp
 
 def _per_sample(normalise: Normalise, sums: Normalise, role: str, x: Tensor, grad: Tensor) -> Tensor:
     return sums(wide(grad) * normalise(wide(x)) if role == "weight" else wide(grad))
-
-
-def _channel_sums(dims: int, product: Tensor) -> Tensor:
-    return _behind(product, dims).reshape(product.shape[0], product.shape[-dims + 1], -1).sum(2)
 
 
 def _behind(t: Tensor, dims: int) -> Tensor:

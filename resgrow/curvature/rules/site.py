@@ -19,33 +19,44 @@ def unchanged(output: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Site:
-    """One call of a function that parameters entered, and how to differentiate it with respect to them.
+class Formula:
+    """How to differentiate a call with respect to the parameters that entered it.
 
     ``squares`` and ``per_sample`` get the input and the gradient at the output with the sample as first dimension.
     Where several of the call's rows belong to one sample (windows of an image, frames of a video) these rows are one
     more dimension, where they were.
 
     Attributes:
-        x: the input that they need.
         operands: role ("weight", "bias", ...) -> the tapped tensor in it.
-        candidates: the dimensions of ``x`` and of the output that may hold the samples.
         squares: ``(x, grad, roles) -> {role: sum over samples of squared per-sample gradients}``.
         per_sample: ``(role, x, grad) -> (n, *shape of the operand)``, the gradient of each sample.
-        batched: the function's contract is that samples are in dimension 0.
-        features: number of trailing dimensions, the same in ``x`` and output, that are not positions of a sample.
+        features: number of trailing dimensions, the same in input and output, that are not positions of a sample.
         joins: calls with the same value that use the same parameters count as one call with all their positions.
+    """
+
+    operands: dict[str, Tapped]
+    squares: SquaresFn
+    per_sample: PerSampleFn
+    features: int = 1
+    joins: Hashable = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One call of a function that parameters entered. Not to be kept: it holds on to the input.
+
+    Attributes:
+        x: the input that the formula needs.
+        formula: all that is needed besides.
+        candidates: the dimensions of ``x`` and of the output that may hold the samples.
+        batched: the function's contract is that samples are in dimension 0.
         relink: makes the output's graph cheaper to differentiate.
     """
 
     x: Tensor
-    operands: dict[str, Tapped]
+    formula: Formula
     candidates: Sequence[int]
-    squares: SquaresFn
-    per_sample: PerSampleFn
     batched: bool = False
-    features: int = 1
-    joins: Hashable = None
     relink: Callable[[Tensor], Tensor] = unchanged
 
 
@@ -57,3 +68,12 @@ def tapped(**roles: Tensor | None) -> dict[str, Tapped]:
 def wide(t: Tensor) -> Tensor:
     """At least float32, so that sums over positions keep their digits."""
     return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
+def channel_sums(t: Tensor, dims: int) -> Tensor:
+    """``(n, C)``: sums over all but samples and channels of a tensor ``(n, C, *)`` with ``dims`` dimensions.
+
+    Further dimensions, of folded rows, are between samples and channels.
+    """
+    channel = t.dim() - dims + 1
+    return t.movedim(channel, 1).reshape(t.shape[0], t.shape[channel], -1).sum(2)
