@@ -235,5 +235,4 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "squared_input_grad_norm": _fake_norm,
 }
 for _name, _fake in _FAKES.items():
-    if hasattr(torch.ops.resgrow, _name):  # not in a library that was built before the operator was written
-        torch.library.register_fake(f"resgrow::{_name}", _fake)
+    torch.library.register_fake(f"resgrow::{_name}", _fake)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resgrow import ops
 from resgrow.curvature.lecun.tape import Call, Rule, Tape
 
 Ints = Sequence[int]
@@ -55,9 +56,7 @@ class _FixedNorm(Rule):
         d_x = (d * power.view(shape)).to(d.dtype) if needs_x else None
         h_weight = h_bias = None
         if (needs_weight or needs_bias) and not ctx.tape.gradient_pass:
-            dims = [0, *range(2, d.dim())]
-            h_bias = d.sum(dims)
-            h_weight = (d * ((x - mean.view(shape)) * rstd.view(shape)).square()).sum(dims)
+            h_weight, h_bias = ops.squared_input_grad_norm(x, d, mean, rstd)
         return None, None, d_x, None, None, h_weight if needs_weight else None, h_bias if needs_bias else None
 
 

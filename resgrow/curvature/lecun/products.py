@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resgrow import ops
 from resgrow.curvature.lecun.tape import Call, Rule, Tape, is_parameter
 
 Ints = Sequence[int]
@@ -34,7 +35,7 @@ class _Linear(Rule):
         return (
             None,
             d @ weight.square() if needs_x else None,
-            d.flatten(0, -2).mT @ x.flatten(0, -2).square() if needs_weight else None,
+            ops.squared_input_grad_linear(x, d) if needs_weight else None,
             d.flatten(0, -2).sum(0) if needs_bias else None,
         )
 
@@ -87,7 +88,15 @@ def _gradient(d: Tensor, x: Tensor, weight: Tensor, settings: tuple[Any, ...], w
 
 
 def _weight_moment(x: Tensor, d: Tensor, weight: Tensor, settings: tuple[Any, ...]) -> Tensor:
-    return _gradient(d, x.square(), weight, settings, 1)
+    """``sum d x^2`` over all positions that share a weight."""
+    stride, padding, dilation, transposed, _, groups = settings
+    if transposed or weight.dim() == 5:
+        return _gradient(d, x.square(), weight, settings, 1)
+    if weight.dim() == 3:  # of height one
+        x, d = x.unsqueeze(2), d.unsqueeze(2)
+        stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
+    kernel = (1, *weight.shape[2:])[-2:]
+    return ops.squared_input_grad_conv2d(x, d, kernel, stride, padding, dilation, groups).view(weight.shape)
 
 
 def _convolution(
