@@ -16,8 +16,8 @@ from resgrow.curvature.per_sample import per_sample_gradients
 from resgrow.curvature.request import inverse, result_dtype
 from resgrow.saliency.request import Request
 
-# Numbers in the per-sample gradients that are in memory together: 256 MiB in float32.
-CHUNK = 2**26
+# Numbers in the per-sample gradients that are in memory together: 64 MiB in float32, and as much again for a copy.
+CHUNK = 2**24
 
 
 def gradient_blocks(request: Request, kind: str, size: int) -> dict[str, Tensor]:
@@ -46,8 +46,10 @@ def gradient_blocks(request: Request, kind: str, size: int) -> dict[str, Tensor]
         weight += head.total(output, target)
         for _ in range(draws):
             v = head.gradient(output, target) if kind == "fisher" else head.sample(output, target, generator)
-            for name, gradients in per_sample_gradients(request.model, _Linear(v), inputs, target).items():
-                _add_products(sums[name], gradients)
+            gradients = per_sample_gradients(request.model, _Linear(v), inputs, target)
+            for name, total in sums.items():
+                # Out of the dict, so that its memory goes before the next one's copy is made.
+                _add_products(total, gradients.pop(name))
     scale = inverse("saliency", weight) / draws
     if kind == "fisher":
         # Sample n's own loss, such that their mean is the mean loss, is its share of head.loss times seen / weight.

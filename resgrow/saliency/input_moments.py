@@ -12,8 +12,8 @@ from resgrow.curvature.request import result_dtype
 from resgrow.saliency.layers import Layer, run, watched
 from resgrow.saliency.request import Request
 
-# Numbers in the unfolded inputs that are in memory together: 256 MiB in float32.
-CHUNK = 2**26
+# Numbers in the unfolded inputs that are in memory together: 64 MiB in float32.
+CHUNK = 2**24
 
 
 def input_moments(request: Request, layers: list[Layer]) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Numbers in the matrices that are factorised together: 128 MiB in float64.
-BATCH = 2**24
+# Numbers in the matrices that are factorised together: 32 MiB in float64.
+BATCH = 2**22
 
 
 class Quadratic:
