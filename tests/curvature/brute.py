@@ -96,3 +96,21 @@ def _mean_square(
             for name, grad in zip(total, grads, strict=True):
                 total[name] += grad.square() / len(x[0])
     return total
+
+
+def state(model: nn.Module) -> list[object]:
+    """What no measurement may change: modes, values, gradients, who is trainable, hooks, the random state."""
+    hooks = torch.nn.modules.module._global_forward_hooks, torch.nn.modules.module._global_forward_pre_hooks
+    return [
+        [module.training for module in model.modules()],
+        [t.clone() for t in model.state_dict().values()],
+        [p.grad if p.grad is None else p.grad.clone() for p in model.parameters()],
+        [p.requires_grad and p.is_leaf for p in model.parameters()],
+        sum(len(h) for h in hooks) + sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()),
+        torch.get_rng_state(),
+    ]
+
+
+def assert_unchanged(model: nn.Module, before: list[object]) -> None:
+    for now, then in zip(state(model), before, strict=True):
+        torch.testing.assert_close(now, then, rtol=0, atol=0)
