@@ -102,8 +102,9 @@ def curvature(
     parameter's shape, in float32 (float64 for float64 parameters). Batches are read once, one at a time.
 
     Args:
-        model: any module whose trainable parameters belong to layers with a rule (any parameters at all for
-            ``"hessian"`` and ``"hutchinson"``). Frozen parameters are left out.
+        model: any module; frozen parameters are left out. For ``"ggn"``, ``"ggn-mc"`` and ``"fisher"`` parameters that
+            enter a function without a rule are differentiated one sample at a time: as exact, slow, and with a warning
+            that names them. ``"lecun"`` refuses functions without a rule.
         loss_fn: see above; called with the model's output and the target.
         data: yields ``(input, target)`` batches; one pair of tensors counts as one batch.
         method: one of the above.
