@@ -189,6 +189,7 @@ def plot(found: Found, settings: tuple[Setting, ...], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from PIL import Image
 
     figure, axes = pyplot.subplots(2, (len(settings) + 1) // 2, figsize=(9, 7), sharey=True, squeeze=False)
     for axis, setting in zip(axes.flat, settings, strict=False):
@@ -204,6 +205,9 @@ def plot(found: Found, settings: tuple[Setting, ...], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
+    with Image.open(path) as image:  # a palette takes a third of the bytes
+        small = image.convert("RGB").quantize(64)
+    small.save(path, optimize=True)
 
 
 def main() -> None:
