@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from resgrow._modes import eagerly, eval_mode
 from resgrow.curvature.batches import Batch
@@ -34,9 +36,22 @@ def twice(request: Request) -> Iterator[None]:
         stack.enter_context(eagerly() if request.train else eval_mode(request.model))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_ContiguousGroupNorm())
         if any(isinstance(module, nn.RNNBase) for module in request.model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
+
+
+class _ContiguousGroupNorm(TorchFunctionMode):
+    """Group norms get contiguous inputs.
+
+    For channels_last ones their second derivative crashes the process in torch up to 2.13; this can go with those.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.group_norm, torch.group_norm) and args:
+            args = (args[0].contiguous(), *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 def differentiate(request: Request, batch: Batch) -> Differentiable:
