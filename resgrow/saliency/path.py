@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +27,6 @@ from resgrow.saliency.damping import obd
 KEEP = 0.75
 # The path ends when this share of the weights is left; the survivors are ranked by the last curvature.
 LEAST = 0.02
-STAGES = math.floor(math.log(LEAST) / math.log(KEEP))
 # Damping moves by this factor at most from one stage to the next, within these bounds; powers are tried at each.
 FACTOR, WEAKEST, STRONGEST = 3.0, 0.1, 10.0
 POWERS = (1.0, 0.5)
@@ -51,6 +49,19 @@ class Stage:
     losses: Mapping[tuple[float, float], float]
 
 
+def densities(model: nn.Module) -> list[float]:
+    """The share of all weights that is left after each stage.
+
+    Weights that are exactly zero are gone already: deleting them again would tell nothing about the settings.
+    """
+    weights = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
+    left = sum(int(w.count_nonzero()) for w in weights) / max(1, sum(w.numel() for w in weights))
+    stages = [left * KEEP]
+    while stages[-1] * KEEP >= LEAST:
+        stages.append(stages[-1] * KEEP)
+    return stages
+
+
 def along_path(
     model: nn.Module,
     loss_fn: LossFn,
@@ -71,8 +82,8 @@ def along_path(
         meter: told of every stage.
     """
     path = _Path(copy.deepcopy(model), loss_fn, probe)
-    for stage in range(1, STAGES + 1):
-        path.advance(curvature_of(path.model), KEEP**stage)
+    for density in densities(model):
+        path.advance(curvature_of(path.model), density)
         meter.batch()
     return path.scores, path.stages
 
@@ -90,7 +101,7 @@ class _Path:
     def advance(self, h: Mapping[str, Tensor], density: float) -> None:
         """One stage: delete down to ``density`` under the best of the settings tried."""
         if not self._alive:
-            self._alive = {name: torch.ones_like(h[name], dtype=torch.bool) for name in weight_names(h)}
+            self._alive = {name: self.model.get_parameter(name) != 0 for name in weight_names(h)}
         tried = {}
         for setting in itertools.product(self._dampings(), POWERS):
             scores = obd(self.model, h, *setting)

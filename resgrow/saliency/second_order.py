@@ -5,7 +5,7 @@ from __future__ import annotations
 from resgrow.curvature import curvature
 from resgrow.curvature.batches import device_of, take
 from resgrow.saliency.damping import obd as damped_obd
-from resgrow.saliency.path import STAGES, along_path
+from resgrow.saliency.path import along_path, densities
 from resgrow.saliency.request import Request
 from resgrow.saliency.result import LOSS, Saliency
 
@@ -28,7 +28,7 @@ def obd(request: Request) -> Saliency:
             f"{request.options['power']}); leave it out, or give damping a number"
         )
     probe = take("saliency", request.given_data(), device_of(model), PROBE_SAMPLES)
-    with request.meter(STAGES) as meter:
+    with request.meter(len(densities(model))) as meter:
         scores, stages = along_path(model, loss_fn, probe, lambda m: curvature(m, loss_fn, probe, **options), meter)
     return Saliency(scores, "obd", LOSS, stages=stages)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resgrow import curvature, saliency
+from resgrow import curvature, prune, saliency
 from resgrow.curvature.damping import mean_curvature
 from resgrow.ops import reference
 from resgrow.saliency import path as path_module
@@ -139,6 +139,21 @@ def test_nothing_is_mutated(trained):
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_automatic_damping_goes_on_where_earlier_pruning_ended(trained):
+    model, x, y = trained
+    prune(model, saliency(model, method="magnitude"), sparsity=0.6)
+    scores = saliency(model, F.cross_entropy, (x, y))
+    gone = {name: p == 0 for name, p in model.named_parameters() if p.dim() >= 2}
+    assert scores.stages[0].sparsity == pytest.approx(0.7, abs=0.01)  # a quarter of what was left
+    for name, zero in gone.items():
+        assert not scores[name][zero].any()
+    again = {name: scores[name] for name in scores}
+    prune(model, again, sparsity=0.7)
+    assert all((model.get_parameter(name)[zero] == 0).all() for name, zero in gone.items())
+    for stage in scores.stages:
+        assert len(set(stage.losses.values())) > 1, "a stage that deletes nothing cannot choose"
 
 
 def test_damping_is_of_all_weights_together():
