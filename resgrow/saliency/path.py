@@ -28,7 +28,7 @@ KEEP = 0.75
 # The path ends when this share of the weights is left; the survivors are ranked by the last curvature.
 LEAST = 0.02
 # Damping moves by this factor at most from one stage to the next, within these bounds; powers are tried at each.
-FACTOR, WEAKEST, STRONGEST = 3.0, 0.1, 10.0
+FACTOR, WEAKEST, STRONGEST = 3.0, 0.01, 10.0
 POWERS = (1.0, 0.5)
 
 
@@ -132,7 +132,8 @@ class _Path:
             self.scores = dict(scores)
         dearest = self._floor
         for name, alive in self._alive.items():
-            raised = scores[name].clamp_min(self._floor)
+            # In order also below the floor: a threshold may fall between the deletions of one stage.
+            raised = scores[name].clamp_min(self._floor) + 0.01 * scores[name].clamp_max(self._floor)
             self.scores[name] = torch.where(alive, raised, self.scores[name])
             gone = alive & ~keep[name]
             if gone.any():
