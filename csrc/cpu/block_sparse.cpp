@@ -176,8 +176,8 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& values, const Tensor&
   const Tensor dense = channels_last(grad), weights = values.to(computed(grad)).contiguous();
   dispatch(grad, [&](auto zero) {
     using T = decltype(zero);
-    block_sparse_input_grad<T>(s, blocks, dense.const_data_ptr<T>(), weights.const_data_ptr<T>(),
-                               result.mutable_data_ptr<T>());
+    const auto run = block_sparse_transposes(s) ? block_sparse_transposed<T> : block_sparse_input_grad<T>;
+    run(s, blocks, dense.const_data_ptr<T>(), weights.const_data_ptr<T>(), result.mutable_data_ptr<T>());
   });
   return finished(result, grad);
 }

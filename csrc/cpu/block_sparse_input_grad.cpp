@@ -48,7 +48,8 @@ struct Axis {
   int64_t size, tile, tiles, kernel, stride, padding, dilation, outputs;
 
   bool whole() const { return tiles == 1; }
-  // Twice the output row, relative to the tile's first, or no such row: the stride passes over it.
+  // The output that a tap reads at a position, counted from the tile's first one. None where the
+  // stride passes over it, or outside of an image that is one tile.
   bool reads(int64_t position, int64_t tap, int64_t* output) const {
     const int64_t at = position + padding - tap * dilation;
     *output = floor_div(at, stride);
@@ -58,13 +59,34 @@ struct Axis {
     return floor_div(position + padding - (kernel - 1) * dilation, stride);
   }
   int64_t last_output(int64_t position) const { return floor_div(position + padding, stride); }
-  // Bit t: tap t reads something at this position.
+  // Which taps read something at this position.
   std::vector<bool> valid(int64_t position) const {
     std::vector<bool> taps(kernel);
     int64_t output;
     for (int64_t tap = 0; tap < kernel; ++tap) taps[tap] = reads(position, tap, &output);
     return taps;
   }
+};
+
+// Positions of a tile that read the same taps at the same distance share a class.
+struct Classes {
+  std::vector<int> of;             // class of each position
+  std::vector<int64_t> positions;  // one position of each class
+
+  Classes() = default;
+  explicit Classes(const Axis& axis) {
+    std::map<std::pair<std::vector<bool>, int64_t>, int> known;
+    for (int64_t position = 0; position < axis.tile; ++position) {
+      const auto [found, fresh] =
+          known.emplace(std::make_pair(axis.valid(position), position % axis.stride), known.size());
+      if (fresh) positions.push_back(position);
+      of.push_back(found->second);
+    }
+  }
+};
+
+struct Reads {
+  std::vector<int> offsets, first, last;
 };
 
 template <class T>
@@ -80,6 +102,12 @@ class InputGrad {
         width_(width_index<T>(s)) {
     choose_tiles();
     choose_region();
+    pitch_ = outputs_of(cols_, region_[1]);
+    row_classes_ = Classes(rows_);
+    col_classes_ = Classes(cols_);
+    for (const int64_t row : row_classes_.positions) {
+      for (const int64_t col : col_classes_.positions) reads_.push_back(reads_of(row, col));
+    }
   }
 
   void run(const T* grad, T* grad_x) const {
@@ -150,7 +178,7 @@ class InputGrad {
               T* g, T* gx) const {
     std::vector<T*> sources(lanes_), targets(lanes_);
     std::vector<int> tops(lanes_), lefts(lanes_), bottoms(lanes_), rights(lanes_), ends(lanes_), sides(lanes_);
-    std::vector<int> source_tops(lanes_), source_lefts(lanes_);
+    std::vector<int> source_tops(lanes_), source_lefts(lanes_), row_tops(lanes_);
     const int64_t g_row = rows_.first_output(row0), g_col = cols_.first_output(col0);
     for (int64_t l = 0; l < lanes_; ++l) {
       const int64_t tile = vector * lanes_ + l, sample = tile / (rows_.tiles * cols_.tiles);
@@ -168,50 +196,53 @@ class InputGrad {
       rights[l] = std::min(s_.width, left + col1);
     }
     const int64_t g_rows = rows_.last_output(row1 - 1) - g_row + 1, g_cols = cols_.last_output(col1 - 1) - g_col + 1;
+    const int64_t g_row_size = pitch_ * outputs_ * lanes_, gx_size = channels_ * lanes_;
     kernels_.gather({sources.data(), source_tops.data(), source_lefts.data(), ends.data(), sides.data(),
-                     s_.out_width * s_.outputs, s_.outputs, s_.outputs, g_rows, g_cols, g, outputs_ * lanes_});
+                     s_.out_width * s_.outputs, s_.outputs, s_.outputs, g_rows, g_cols, g, outputs_ * lanes_,
+                     g_row_size, outputs_});
+    // Where the output lies that a position of the region would read at distance 0.
+    const T* origin = g - g_row * g_row_size + (col0 / cols_.stride - g_col) * outputs_ * lanes_;
     for (int64_t row = row0; row < row1; ++row) {
-      std::fill_n(gx, (col1 - col0) * channels_ * lanes_, T(0));
-      positions(g, g_row, g_col, g_cols, row, col0, col1, gx);
-      std::vector<int> row_tops(lanes_);
+      std::fill_n(gx, (col1 - col0) * gx_size, T(0));
+      positions(origin + row / rows_.stride * g_row_size, row, col0, col1, gx);
       for (int64_t l = 0; l < lanes_; ++l) row_tops[l] = tops[l] + row;
       kernels_.scatter({targets.data(), row_tops.data(), lefts.data(), bottoms.data(), rights.data(),
-                        s_.width * s_.channels, s_.channels, s_.channels, 1, col1 - col0, gx, channels_ * lanes_});
+                        s_.width * s_.channels, s_.channels, s_.channels, 1, col1 - col0, gx, gx_size, 0,
+                        channels_});
     }
   }
 
   // One row of positions: runs of those that read the same taps.
-  void positions(const T* g, int64_t g_row, int64_t g_col, int64_t g_cols, int64_t row, int64_t col0, int64_t col1,
-                 T* gx) const {
-    const int64_t step = cols_.stride;
+  void positions(const T* g, int64_t row, int64_t col0, int64_t col1, T* gx) const {
+    const int64_t step = cols_.stride, width = int64_t{4} << width_;
     for (int64_t phase = col0; phase < std::min(col1, col0 + step); ++phase) {
-      for (int64_t col = phase; col < col1;) {
-        const std::vector<bool> taps = cols_.valid(col);
-        int64_t count = 1;
-        while (col + count * step < col1 && cols_.valid(col + count * step) == taps) ++count;
-        run_of_positions(g, g_row, g_col, g_cols, row, col, count, gx + (col - col0) * channels_ * lanes_);
-        col += count * step;
+      for (int64_t col = phase, count = 1; col < col1; col += count * step, count = 1) {
+        while (col + count * step < col1 && col_classes_.of[col + count * step] == col_classes_.of[col]) ++count;
+        const Reads& reads = reads_[row_classes_.of[row] * col_classes_.positions.size() + col_classes_.of[col]];
+        const T* start = g + (col - col0) / step * outputs_ * lanes_;
+        for (int64_t piece = 0; piece < s_.block_out; piece += width) {
+          kernels_.spread[width_]({start + piece * lanes_, outputs_ * lanes_, reads.offsets.data(),
+                                   reads.first.data(), reads.last.data(), int64_t(reads.first.size()),
+                                   lists_.channels.data(), lists_.w.data() + piece, s_.block_out,
+                                   gx + (col - col0) * channels_ * lanes_, step * channels_ * lanes_, count});
+        }
       }
     }
   }
 
-  void run_of_positions(const T* g, int64_t g_row, int64_t g_col, int64_t g_cols, int64_t row, int64_t col,
-                        int64_t count, T* gx) const {
-    std::vector<int> offsets, first, last;
+  // The lists that positions of a class read, and where in a region of gathered gradients.
+  Reads reads_of(int64_t row, int64_t col) const {
+    Reads result;
     for (size_t l = 0; l < lists_.first.size(); ++l) {
       int64_t y, x;
       if (!rows_.reads(row, lists_.tap[l] / s_.kernel[1], &y)) continue;
       if (!cols_.reads(col, lists_.tap[l] % s_.kernel[1], &x)) continue;
-      offsets.push_back((((y - g_row) * g_cols + x - g_col) * outputs_ + lists_.row[l] * s_.block_out) * lanes_);
-      first.push_back(lists_.first[l]);
-      last.push_back(lists_.last[l]);
+      const int64_t down = y - row / rows_.stride, across = x - col / cols_.stride;
+      result.offsets.push_back(((down * pitch_ + across) * outputs_ + lists_.row[l] * s_.block_out) * lanes_);
+      result.first.push_back(lists_.first[l]);
+      result.last.push_back(lists_.last[l]);
     }
-    const int64_t width = int64_t{4} << width_;
-    for (int64_t piece = 0; piece < s_.block_out; piece += width) {
-      kernels_.spread[width_]({g + piece * lanes_, outputs_ * lanes_, offsets.data(), first.data(), last.data(),
-                               int64_t(first.size()), lists_.channels.data(), lists_.w.data() + piece,
-                               s_.block_out, gx, cols_.stride * channels_ * lanes_, count});
-    }
+    return result;
   }
 
   const BlockSparseShape& s_;
@@ -221,6 +252,9 @@ class InputGrad {
   const int width_;
   Axis rows_, cols_;
   std::array<int64_t, 2> region_;
+  int64_t pitch_;  // gathered outputs in a row of a region
+  Classes row_classes_, col_classes_;
+  std::vector<Reads> reads_;  // of each pair of classes
 };
 
 }  // namespace

@@ -24,9 +24,6 @@ struct BlockSparseShape {
   int64_t block_out, block_in, rows, cols;  // rows x cols blocks per tap, cols within a group
 
   int64_t taps() const { return kernel[0] * kernel[1]; }
-  int64_t width_of_vectors() const {  // widest that divides a block and this instruction set has
-    return block_out % 16 == 0 ? 16 : block_out % 8 == 0 ? 8 : 4;
-  }
   // Channels as the blocks count them: the last column may be ragged.
   int64_t padded_channels() const { return std::max(channels, groups * cols * block_in); }
   int64_t padded_outputs() const { return rows * block_out; }
@@ -124,6 +121,11 @@ void block_sparse_forward(const BlockSparseShape& s, const BlockSparseIndex& ind
                           const T* values, const BlockSparseEpilogue<T>& epilogue, T* y);
 template <class T>
 void block_sparse_input_grad(const BlockSparseShape& s, const BlockSparseIndex& index, const T* grad,
+                             const T* values, T* grad_x);
+// The same where block_sparse_transposes(s): a forward product.
+bool block_sparse_transposes(const BlockSparseShape& s);
+template <class T>
+void block_sparse_transposed(const BlockSparseShape& s, const BlockSparseIndex& index, const T* grad,
                              const T* values, T* grad_x);
 template <class T>
 void block_sparse_weight_grad(const BlockSparseShape& s, const BlockSparseIndex& index, const T* x,

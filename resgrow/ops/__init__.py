@@ -1,4 +1,5 @@
-"""Native operators: ``squared_grad`` (curvature), ``select`` (thresholds and masks), ``tristate_relu``, ``block_sparse``.
+"""Native operators: ``squared_grad`` (curvature), ``select`` (thresholds and masks), ``tristate_relu`` and
+``block_sparse`` (layers that skip absent blocks).
 
 Each family is one module here; :mod:`resgrow.ops.reference` says in plain torch what every operator means.
 """

@@ -159,6 +159,11 @@ def packed_conv2d(
         index: int32 ``(4, blocks)``, see :func:`resgrow.ops.block_index.block_index`.
     """
     settings = _settings("block_sparse_conv2d", stride, padding, dilation)
+    channels = shape[1] * groups
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(
+            f"block_sparse_conv2d: x must be (N, C, H, W) and must have {channels} channels (got {tuple(x.shape)})"
+        )
     block = (values.shape[2], values.shape[1])
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)

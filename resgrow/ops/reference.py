@@ -116,7 +116,7 @@ def tristate_relu_backward(grad: Tensor, x: Tensor, w: Tensor, d: Tensor) -> tup
 def block_mask(mask: Tensor, shape: Sequence[int], block: tuple[int, int]) -> Tensor:
     """``mask`` over blocks as a boolean tensor like the weight: ``M[o, i, ...] = mask[o // bo, i // bi, ...]``.
 
-    mask: ``(ceil(O / bo), ceil(I / bi), *k)``; shape: the weight's, ``(O, I, *k)``. Blocks at the upper edges are ragged.
+    mask: ``(ceil(O / bo), ceil(I / bi), *k)``; shape: the weight's, ``(O, I, *k)``. Ragged at the upper edges.
     """
     spread = mask.repeat_interleave(block[0], 0)[: shape[0]]
     return spread.repeat_interleave(block[1], 1)[:, : shape[1]]
@@ -133,10 +133,10 @@ def block_sparse_conv2d(
     groups: int = 1,
     block: tuple[int, int] = (16, 1),
 ) -> Tensor:
-    """``conv2d(x, weight * M, bias, ...)`` with ``M`` from :func:`block_mask`: absent blocks are zero whatever they hold.
+    """``conv2d(x, weight where M else 0, bias, ...)`` with ``M`` from :func:`block_mask`.
 
-    x: ``(N, C, H, W)``; weight: ``(O, C / groups, kh, kw)``; mask: bool ``(ceil(O / bo), ceil(C / groups / bi), kh, kw)``.
-    The gradient of an absent weight is zero.
+    x: ``(N, C, H, W)``; weight: ``(O, C / groups, kh, kw)``; mask: bool,
+    ``(ceil(O / bo), ceil(C / groups / bi), kh, kw)``. The gradient of an absent weight is zero.
     """
     present = block_mask(mask, weight.shape, block)
     masked = torch.where(present, weight, torch.zeros_like(weight))
@@ -146,7 +146,10 @@ def block_sparse_conv2d(
 def block_sparse_linear(
     x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None, block: tuple[int, int] = (16, 1)
 ) -> Tensor:
-    """``linear(x, weight * M, bias)``. x: ``(*, I)``; weight: ``(O, I)``; mask: bool ``(ceil(O / bo), ceil(I / bi))``."""
+    """``linear(x, weight where M else 0, bias)``.
+
+    x: ``(*, I)``; weight: ``(O, I)``; mask: bool ``(ceil(O / bo), ceil(I / bi))``.
+    """
     present = block_mask(mask, weight.shape, block)
     return F.linear(x, torch.where(present, weight, torch.zeros_like(weight)), bias)
 

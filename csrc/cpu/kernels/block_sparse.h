@@ -111,15 +111,17 @@ void block_sparse_tiles(const BlockSparseTiles<T>& args) {
   }
 }
 
-// The outputs' gradient stays in registers for COLS pixels while the entries go by.
+// All entries in turn for every pixel: their accumulators are independent chains of additions.
 template <class T, int WIDTH, int ENTRIES, int COLS>
 void block_sparse_correlate(const BlockSparseCorrelate<T>& args) {
   constexpr int lanes = OutputVector<T, WIDTH>::lanes, vectors = OutputVector<T, WIDTH>::vectors;
   using V = typename Vector<T, lanes>::type;
   const BlockSparseCorrelate<T> a = args;  // a copy, which no store can be taken to change
   V acc[ENTRIES][vectors];
+  Int offsets[ENTRIES];
 #pragma GCC unroll 8
   for (int e = 0; e < ENTRIES; ++e) {
+    offsets[e] = a.offsets[e];
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) acc[e][v] = load<V>(a.out + e * a.out_step + v * lanes);
   }
@@ -127,20 +129,16 @@ void block_sparse_correlate(const BlockSparseCorrelate<T>& args) {
     const T* x = a.x + row * a.x_row;
     const T* g = a.g + row * a.g_row;
     for (Int j = 0; j < a.col_tiles; ++j, x += COLS * kGroup, g += COLS * kGroup) {
-      V grad[COLS][vectors];
-#pragma GCC unroll 16
-      for (int t = 0; t < COLS; ++t) {
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) grad[t][v] = load<V>(g + t * kGroup + v * lanes);
-      }
 #pragma GCC unroll 8
-      for (int e = 0; e < ENTRIES; ++e) {
-        const T* p = x + a.offsets[e];
-#pragma GCC unroll 16
-        for (int t = 0; t < COLS; ++t) {
-          const T pixel = p[t * kGroup];
+      for (int t = 0; t < COLS; ++t) {
+        V grad[vectors];
 #pragma GCC unroll 2
-          for (int v = 0; v < vectors; ++v) acc[e][v] += grad[t][v] * pixel;
+        for (int v = 0; v < vectors; ++v) grad[v] = load<V>(g + t * kGroup + v * lanes);
+#pragma GCC unroll 8
+        for (int e = 0; e < ENTRIES; ++e) {
+          const T pixel = x[offsets[e] + t * kGroup];
+#pragma GCC unroll 2
+          for (int v = 0; v < vectors; ++v) acc[e][v] += grad[v] * pixel;
         }
       }
     }
@@ -152,13 +150,10 @@ void block_sparse_correlate(const BlockSparseCorrelate<T>& args) {
   }
 }
 
-// Columns of a weight-gradient tile: gradient and accumulators share the registers.
+// Pixels of a weight-gradient tile: enough to make the loop around them cheap.
 template <class T, int WIDTH>
 constexpr int correlate_cols() {
-  return !OutputVector<T, WIDTH>::available     ? 0
-         : VECTOR_BYTES == 64 && sizeof(T) == 4 ? (WIDTH == 16 ? 14 : 7)
-         : OutputVector<T, WIDTH>::vectors == 2 ? 2
-                                                : 4;
+  return !OutputVector<T, WIDTH>::available ? 0 : sizeof(T) == 8 ? 4 : 8;
 }
 template <class T, int WIDTH>
 constexpr int correlate_entries() {

@@ -79,7 +79,8 @@ struct BlockSparseLanes {
   Int image_row, image_pixel, channels;
   Int rows, cols;
   T* lanes;  // written by gather, read by scatter
-  Int lane_position;
+  Int lane_position, lane_row;  // between neighbours in a row, between rows
+  Int lane_channels;            // of a position, whole vectors
 };
 
 // Indices of the arrays are widths of output vectors: 4, 8, 16.

@@ -92,9 +92,10 @@ void block_sparse_gather(const BlockSparseLanes<T>& args) {
   const BlockSparseLanes<T> a = args;  // a copy, which no store can be taken to change
   for (Int position = 0; position < a.rows * a.cols; ++position) {
     T* pixel[lanes];
-    find_pixels<T, lanes>(a, position / a.cols, position % a.cols, pixel);
-    T* target = a.lanes + position * a.lane_position;
-    for (Int c = 0; c * lanes < a.lane_position; c += lanes) {
+    const Int row = position / a.cols, col = position % a.cols;
+    find_pixels<T, lanes>(a, row, col, pixel);
+    T* target = a.lanes + row * a.lane_row + col * a.lane_position;
+    for (Int c = 0; c < a.lane_channels; c += lanes) {
       V r[lanes];
       if (a.channels - c >= lanes) {
 #pragma GCC unroll 16
@@ -120,8 +121,9 @@ void block_sparse_scatter(const BlockSparseLanes<T>& args) {
   const BlockSparseLanes<T> a = args;  // a copy, which no store can be taken to change
   for (Int position = 0; position < a.rows * a.cols; ++position) {
     T* pixel[lanes];
-    find_pixels<T, lanes>(a, position / a.cols, position % a.cols, pixel);
-    const T* source = a.lanes + position * a.lane_position;
+    const Int row = position / a.cols, col = position % a.cols;
+    find_pixels<T, lanes>(a, row, col, pixel);
+    const T* source = a.lanes + row * a.lane_row + col * a.lane_position;
     for (Int c = 0; c < a.channels; c += lanes) {
       V r[lanes];
 #pragma GCC unroll 16
