@@ -2,7 +2,7 @@
 
     pytest benchmarks/bench_block_sparse.py -s --benchmark-columns=median,rounds --benchmark-json=out.json
 
-Each case is verified against the masked reference, then interleaved with torch's own dense layer (oneDNN, channels_last,
+Each case is verified against the masked reference, then interleaved with torch's dense layer (oneDNN, channels_last,
 float32, the same threads). ``share`` is the ratio times the density: 1 means that absent blocks cost nothing and
 present ones what they cost oneDNN. Targets: forward .85, both gradients .7, linear 1. ``floor`` is the time of the
 cheapest call conceivable, reading the input and writing the output once (a copy of that many bytes), over ours: a case

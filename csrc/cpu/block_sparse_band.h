@@ -77,10 +77,9 @@ struct BlockSparseBand {
   }
 };
 
-// A pointwise product sees nothing but pixels: rows of them that tiles divide, and a rest.
+// A pointwise product sees nothing but pixels: rows of `row` of them, and a rest.
 template <class F>
-void for_pixel_rows(const BlockSparseShape& s, const F& run) {
-  constexpr int64_t row = 112;  // pixels: a multiple of every tile
+void for_pixel_rows(const BlockSparseShape& s, int64_t row, const F& run) {
   if (!s.pointwise()) return run(s, 0);
   const int64_t pixels = s.samples * s.out_height * s.out_width, rest = pixels % row;
   if (pixels >= row) run(s.as_pixels(1, pixels / row, row), 0);

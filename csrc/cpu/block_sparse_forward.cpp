@@ -112,7 +112,10 @@ template <class T>
 void block_sparse_forward(const BlockSparseShape& shape, const BlockSparseIndex& index, const T* x,
                           const T* values, const BlockSparseEpilogue<T>& epilogue, T* y) {
   const std::vector<int> starts = index.row_starts(shape.rows);
-  for_pixel_rows(shape, [&](const BlockSparseShape& s, int64_t pixel) {
+  // A row of pixels is a tile whose input stays in the first-level cache while all outputs go by.
+  const int64_t most = block_sparse_kernels<T>().max_pixels[width_index<T>(shape)];
+  const int64_t row = std::clamp<int64_t>(28 * 1024 / (shape.channels * int64_t(sizeof(T))), std::min<int64_t>(8, most), most);
+  for_pixel_rows(shape, row, [&](const BlockSparseShape& s, int64_t pixel) {
     Forward<T>(s, index, starts, values, epilogue).run(x + pixel * s.channels, y + pixel * s.outputs);
   });
 }

@@ -23,7 +23,6 @@ class WeightGrad {
         offsets_(band_.offsets(s, index)),
         width_(width_index<T>(s)),
         together_(std::max<int64_t>(1, kPixels / s.out_width)),
-        cols_(even_runs(s.out_width, kernels_.max_cols[width_])),
         size_(index.blocks * s.block_in * s.block_out),
         bands_(s.samples * band_.bands(s)),
         parts_(std::max<int64_t>(1, std::min({bands_, kParts, kPartialBytes / (size_ * int64_t(sizeof(T)))}))) {}
@@ -94,16 +93,17 @@ class WeightGrad {
     a.g_row = s_.out_width * kGroup;
     a.rows = rows;
     a.out_step = s_.block_out;
-    int log = kernels_.max_entries[width_] == 8 ? 3 : 2;
-    for (int64_t entry = starts_[row] * s_.block_in; entry < last; entry += 1 << log) {
-      while (entry + (1 << log) > last) --log;
-      a.offsets = offsets_.data() + entry;
-      a.out = sums + entry * s_.block_out + o % s_.block_out;
-      for (const Run& c : cols_) {
-        a.x = x + c.start * kGroup;
-        a.g = g + c.start * kGroup;
-        a.col_tiles = c.count;
-        kernels_.correlate[width_][log * 32 + c.size](a);
+    a.cols = s_.out_width;
+    a.x = x;
+    a.g = g;
+    const int64_t first = starts_[row] * s_.block_in;
+    if (first == last) return;
+    for (const Run& run : even_runs(last - first, kernels_.max_entries[width_])) {
+      for (int64_t i = 0; i < run.count; ++i) {
+        const int64_t entry = first + run.start + i * run.size;
+        a.offsets = offsets_.data() + entry;
+        a.out = sums + entry * s_.block_out + o % s_.block_out;
+        kernels_.correlate[width_][run.size](a);
       }
     }
   }
@@ -115,7 +115,6 @@ class WeightGrad {
   const std::vector<int> offsets_;
   const int width_;
   const int64_t together_;
-  const std::vector<Run> cols_;
   const int64_t size_, bands_, parts_;
 };
 
@@ -126,7 +125,9 @@ void block_sparse_weight_grad(const BlockSparseShape& shape, const BlockSparseIn
                               const T* grad, T* grad_values) {
   std::fill_n(grad_values, index.blocks * shape.block_in * shape.block_out, T(0));
   const std::vector<int> starts = index.row_starts(shape.rows);
-  for_pixel_rows(shape, [&](const BlockSparseShape& s, int64_t pixel) {
+  constexpr int64_t bytes = 28 << 10;  // of input rows, within a common first-level cache
+  const int64_t row = std::clamp<int64_t>(bytes / (shape.channels * int64_t(sizeof(T))), 28, kPixels);
+  for_pixel_rows(shape, row, [&](const BlockSparseShape& s, int64_t pixel) {
     WeightGrad<T>(s, index, starts).run(x + pixel * s.channels, grad + pixel * s.outputs, grad_values);
   });
 }

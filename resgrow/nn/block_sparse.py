@@ -87,7 +87,8 @@ class _BlockSparse(nn.Module):
         mask = self._checked(mask)
         if weight is not None and tuple(weight.shape) != self.shape:
             raise ValueError(
-                f"{type(self).__name__}: weight must be {self.shape}, the dense weight's shape (got {tuple(weight.shape)})"
+                f"{type(self).__name__}: weight must have the dense weight's shape {self.shape} "
+                f"(got {tuple(weight.shape)})"
             )
         index = block_index(mask, self.block)
         old_index, old_shape = self.index, self.values.shape

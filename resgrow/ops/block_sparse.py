@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from resgrow import _load  # noqa: F401  (registers torch.ops.resgrow)
 from resgrow.ops.block_index import block_index, check_block, check_mask, pack, unpack
@@ -126,7 +127,8 @@ def block_sparse_probe(
     check_mask(op, mask, shape, block)
     settings = _settings(op, stride, padding, dilation)
     if not has_kernel(shape, block, groups):
-        dense = torch.nn.grad.conv2d_weight(x, shape, grad, *settings, groups)
+        strides, margins, dilations = (tuple(v) for v in settings)
+        dense = conv2d_weight(x, shape, grad, strides, margins, dilations, groups)
         spread = mask.repeat_interleave(block[0], 0)[: shape[0]].repeat_interleave(block[1], 1)[:, : shape[1]]
         return dense * spread
     index = block_index(mask, block)
@@ -169,7 +171,8 @@ def packed_conv2d(
         dtype = torch.get_autocast_dtype(x.device.type)
         x, values, bias = x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
     if not has_kernel(shape, block, groups):
-        return F.conv2d(x, unpack(values, index, shape), bias, *settings, groups)
+        stride, padding, dilation = settings
+        return F.conv2d(x, unpack(values, index, shape), bias, stride, padding, dilation, groups)
     return _OPS.block_sparse_conv2d(x, values, index, bias, shape[0], shape[2:], *settings, groups)
 
 

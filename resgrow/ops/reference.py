@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 
 def squared_grad_linear(x: Tensor, grad: Tensor) -> Tensor:
@@ -170,5 +171,5 @@ def block_sparse_probe(
     would have as gradient if they were present and zero.
     """
     shape = (grad.shape[1], x.shape[1] // groups, *mask.shape[2:])
-    dense = torch.nn.grad.conv2d_weight(x, shape, grad, stride, padding, dilation, groups)
+    dense = conv2d_weight(x, shape, grad, stride, padding, dilation, groups)
     return dense * block_mask(mask, shape, block)

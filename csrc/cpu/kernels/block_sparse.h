@@ -112,7 +112,7 @@ void block_sparse_tiles(const BlockSparseTiles<T>& args) {
 }
 
 // All entries in turn for every pixel: their accumulators are independent chains of additions.
-template <class T, int WIDTH, int ENTRIES, int COLS>
+template <class T, int WIDTH, int ENTRIES>
 void block_sparse_correlate(const BlockSparseCorrelate<T>& args) {
   constexpr int lanes = OutputVector<T, WIDTH>::lanes, vectors = OutputVector<T, WIDTH>::vectors;
   using V = typename Vector<T, lanes>::type;
@@ -128,18 +128,15 @@ void block_sparse_correlate(const BlockSparseCorrelate<T>& args) {
   for (Int row = 0; row < a.rows; ++row) {
     const T* x = a.x + row * a.x_row;
     const T* g = a.g + row * a.g_row;
-    for (Int j = 0; j < a.col_tiles; ++j, x += COLS * kGroup, g += COLS * kGroup) {
-#pragma GCC unroll 8
-      for (int t = 0; t < COLS; ++t) {
-        V grad[vectors];
+    for (const T* end = g + a.cols * kGroup; g < end; g += kGroup, x += kGroup) {
+      V grad[vectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) grad[v] = load<V>(g + t * kGroup + v * lanes);
+      for (int v = 0; v < vectors; ++v) grad[v] = load<V>(g + v * lanes);
 #pragma GCC unroll 8
-        for (int e = 0; e < ENTRIES; ++e) {
-          const T pixel = x[offsets[e] + t * kGroup];
+      for (int e = 0; e < ENTRIES; ++e) {
+        const T pixel = x[offsets[e]];
 #pragma GCC unroll 2
-          for (int v = 0; v < vectors; ++v) acc[e][v] += grad[v] * pixel;
-        }
+        for (int v = 0; v < vectors; ++v) acc[e][v] += grad[v] * pixel;
       }
     }
   }
@@ -150,14 +147,10 @@ void block_sparse_correlate(const BlockSparseCorrelate<T>& args) {
   }
 }
 
-// Pixels of a weight-gradient tile: enough to make the loop around them cheap.
-template <class T, int WIDTH>
-constexpr int correlate_cols() {
-  return !OutputVector<T, WIDTH>::available ? 0 : sizeof(T) == 8 ? 4 : 8;
-}
+// Two vectors an entry: half as many fit in registers where these are 16.
 template <class T, int WIDTH>
 constexpr int correlate_entries() {
-  return VECTOR_BYTES < 64 && OutputVector<T, WIDTH>::vectors == 2 ? 4 : kMaxEntries;
+  return VECTOR_BYTES < 64 && OutputVector<T, WIDTH>::vectors == 2 ? kMaxEntries / 2 : kMaxEntries;
 }
 
 constexpr int kTable = 32;
@@ -165,7 +158,7 @@ constexpr int kTable = 32;
 template <class T, int WIDTH>
 struct BlockSparseTable {
   void (*tiles[(kMaxRows + 1) * kTable])(const BlockSparseTiles<T>&) = {};
-  void (*correlate[4 * kTable])(const BlockSparseCorrelate<T>&) = {};
+  void (*correlate[kMaxEntries + 1])(const BlockSparseCorrelate<T>&) = {};
 
   template <int ROWS, int COLS>
   constexpr void fill_tiles() {
@@ -176,14 +169,10 @@ struct BlockSparseTable {
       fill_tiles<ROWS - 1, OutputVector<T, WIDTH>::pixels / (ROWS - 1)>();
     }
   }
-  template <int LOG_ENTRIES, int COLS>
+  template <int ENTRIES>
   constexpr void fill_correlate() {
-    correlate[LOG_ENTRIES * kTable + COLS] = block_sparse_correlate<T, WIDTH, 1 << LOG_ENTRIES, COLS>;
-    if constexpr (COLS > 1) {
-      fill_correlate<LOG_ENTRIES, COLS - 1>();
-    } else if constexpr (LOG_ENTRIES > 0) {
-      fill_correlate<LOG_ENTRIES - 1, correlate_cols<T, WIDTH>()>();
-    }
+    correlate[ENTRIES] = block_sparse_correlate<T, WIDTH, ENTRIES>;
+    if constexpr (ENTRIES > 1) fill_correlate<ENTRIES - 1>();
   }
 };
 
@@ -192,7 +181,7 @@ constexpr BlockSparseTable<T, WIDTH> make_block_sparse_table() {
   BlockSparseTable<T, WIDTH> table;
   if constexpr (OutputVector<T, WIDTH>::available) {
     table.template fill_tiles<kMaxRows, OutputVector<T, WIDTH>::pixels / kMaxRows>();
-    table.template fill_correlate<correlate_entries<T, WIDTH>() == 8 ? 3 : 2, correlate_cols<T, WIDTH>()>();
+    table.template fill_correlate<correlate_entries<T, WIDTH>()>();
   }
   return table;
 }
@@ -212,7 +201,6 @@ constexpr BlockSparseKernels<T> block_sparse_kernels() {
           {OutputVector<T, 4>::pixels, OutputVector<T, 8>::pixels, OutputVector<T, 16>::pixels},
           {All::width4.tiles, All::width8.tiles, All::width16.tiles},
           {correlate_entries<T, 4>(), correlate_entries<T, 8>(), correlate_entries<T, 16>()},
-          {correlate_cols<T, 4>(), correlate_cols<T, 8>(), correlate_cols<T, 16>()},
           {All::width4.correlate, All::width8.correlate, All::width16.correlate},
           {block_sparse_spread<T, 4>, block_sparse_spread<T, 8>, block_sparse_spread<T, 16>},
           block_sparse_pack<T>,

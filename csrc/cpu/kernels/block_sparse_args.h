@@ -48,7 +48,7 @@ struct BlockSparseCorrelate {
   Int x_row;
   const T* g;
   Int g_row;
-  Int rows, col_tiles;
+  Int rows, cols;
   const int* offsets;
   T* out;
   Int out_step;
@@ -90,8 +90,8 @@ struct BlockSparseKernels {
   int max_rows;             // of a tile
   int max_pixels[kWidths];  // of a tile; 0: this width is not available
   void (*const* tiles[kWidths])(const BlockSparseTiles<T>&);  // [rows * 32 + cols]
-  int max_entries[kWidths], max_cols[kWidths];
-  void (*const* correlate[kWidths])(const BlockSparseCorrelate<T>&);  // [log2(entries) * 32 + cols]
+  int max_entries[kWidths];  // of a weight-gradient tile
+  void (*const* correlate[kWidths])(const BlockSparseCorrelate<T>&);  // [entries]
   void (*spread[kWidths])(const BlockSparseSpread<T>&);
   void (*pack)(const BlockSparsePack<T>&);
   void (*gather)(const BlockSparseLanes<T>&);

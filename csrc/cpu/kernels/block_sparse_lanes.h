@@ -75,41 +75,80 @@ __attribute__((always_inline)) inline void transpose(typename Vector<T, LANES>::
   transpose_step<T, LANES, 1>(r);
 }
 
-// The pixel of every lane at one position, null where the lane has none.
+// A row of positions: where each lane's begins, and the columns at which every lane has a pixel.
 template <class T, int LANES>
-inline void find_pixels(const BlockSparseLanes<T>& a, Int row, Int col, T* (&pixel)[LANES]) {
-  for (int l = 0; l < LANES; ++l) {
-    const Int y = a.row0[l] + row, x = a.col0[l] + col;
-    const bool inside = a.images[l] && y >= 0 && y < a.row_end[l] && x >= 0 && x < a.col_end[l];
-    pixel[l] = inside ? a.images[l] + y * a.image_row + x * a.image_pixel : nullptr;
+struct LaneRow {
+  T* start[LANES];  // column 0; null: no pixels
+  Int first[LANES], last[LANES], full_first, full_last;
+
+  LaneRow(const BlockSparseLanes<T>& a, Int row) : full_first(0), full_last(a.cols) {
+    for (int l = 0; l < LANES; ++l) {
+      const Int y = a.row0[l] + row, x = a.col0[l];
+      const bool inside = a.images[l] && y >= 0 && y < a.row_end[l];
+      start[l] = inside ? a.images[l] + y * a.image_row + x * a.image_pixel : nullptr;
+      first[l] = x < 0 ? -x : 0;
+      last[l] = inside ? a.col_end[l] - x : 0;
+      if (first[l] > full_first) full_first = first[l];
+      if (last[l] < full_last) full_last = last[l];
+    }
   }
+  bool full(Int col) const { return col >= full_first && col < full_last; }
+  T* pixel(int l, Int col, Int step) const {
+    return col >= first[l] && col < last[l] ? start[l] + col * step : nullptr;
+  }
+};
+
+template <class V, class T>
+inline V load_some(const T* values, Int count) {
+  constexpr int lanes = sizeof(V) / sizeof(T);
+  if (!values) return V{};
+  if (count >= lanes) return load<V>(values);
+  T all[lanes] = {};
+  for (Int i = 0; i < count; ++i) all[i] = values[i];
+  return load<V>(all);
 }
+
+template <class V, class T>
+inline void store_some(T* target, const V& v, Int count) {
+  constexpr int lanes = sizeof(V) / sizeof(T);
+  if (!target) return;
+  if (count >= lanes) return store<V>(target, v);
+  T all[lanes];
+  store<V>(all, v);
+  for (Int i = 0; i < count; ++i) target[i] = all[i];
+}
+
+// Lanes are images far apart: their lines come early enough only if they are asked for.
+constexpr int kAhead = 4;  // pixels
 
 template <class T>
 void block_sparse_gather(const BlockSparseLanes<T>& args) {
   constexpr int lanes = VECTOR_BYTES / sizeof(T);
   using V = typename Vector<T>::type;
   const BlockSparseLanes<T> a = args;  // a copy, which no store can be taken to change
-  for (Int position = 0; position < a.rows * a.cols; ++position) {
-    T* pixel[lanes];
-    const Int row = position / a.cols, col = position % a.cols;
-    find_pixels<T, lanes>(a, row, col, pixel);
-    T* target = a.lanes + row * a.lane_row + col * a.lane_position;
-    for (Int c = 0; c < a.lane_channels; c += lanes) {
-      V r[lanes];
-      if (a.channels - c >= lanes) {
+  for (Int row = 0; row < a.rows; ++row) {
+    const LaneRow<T, lanes> line(a, row);
+    for (Int col = 0; col < a.cols; ++col) {
+      T* target = a.lanes + row * a.lane_row + col * a.lane_position;
+      for (Int c = 0; c < a.lane_channels; c += lanes) {
+        V r[lanes];
+        if (line.full(col) && a.channels - c >= lanes) {
 #pragma GCC unroll 16
-        for (int l = 0; l < lanes; ++l) r[l] = pixel[l] ? load<V>(pixel[l] + c) : V{};
-      } else {
-        for (int l = 0; l < lanes; ++l) {
-          T values[lanes] = {};
-          for (Int i = 0; pixel[l] && i < a.channels - c; ++i) values[i] = pixel[l][c + i];
-          r[l] = load<V>(values);
+          for (int l = 0; l < lanes; ++l) {
+            const T* source = line.start[l] + col * a.image_pixel + c;
+            __builtin_prefetch(source + kAhead * a.image_pixel);
+            r[l] = load<V>(source);
+          }
+        } else {
+          for (int l = 0; l < lanes; ++l) {
+            const T* source = line.pixel(l, col, a.image_pixel);
+            r[l] = load_some<V>(source ? source + c : nullptr, a.channels - c);
+          }
         }
-      }
-      transpose<T, lanes>(r);
+        transpose<T, lanes>(r);
 #pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) store<V>(target + (c + i) * lanes, r[i]);
+        for (int i = 0; i < lanes; ++i) store<V>(target + (c + i) * lanes, r[i]);
+      }
     }
   }
 }
@@ -119,26 +158,27 @@ void block_sparse_scatter(const BlockSparseLanes<T>& args) {
   constexpr int lanes = VECTOR_BYTES / sizeof(T);
   using V = typename Vector<T>::type;
   const BlockSparseLanes<T> a = args;  // a copy, which no store can be taken to change
-  for (Int position = 0; position < a.rows * a.cols; ++position) {
-    T* pixel[lanes];
-    const Int row = position / a.cols, col = position % a.cols;
-    find_pixels<T, lanes>(a, row, col, pixel);
-    const T* source = a.lanes + row * a.lane_row + col * a.lane_position;
-    for (Int c = 0; c < a.channels; c += lanes) {
-      V r[lanes];
+  for (Int row = 0; row < a.rows; ++row) {
+    const LaneRow<T, lanes> line(a, row);
+    for (Int col = 0; col < a.cols; ++col) {
+      const T* source = a.lanes + row * a.lane_row + col * a.lane_position;
+      for (Int c = 0; c < a.channels; c += lanes) {
+        V r[lanes];
 #pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) r[i] = load<V>(source + (c + i) * lanes);
-      transpose<T, lanes>(r);
-      if (a.channels - c >= lanes) {
+        for (int i = 0; i < lanes; ++i) r[i] = load<V>(source + (c + i) * lanes);
+        transpose<T, lanes>(r);
+        if (line.full(col) && a.channels - c >= lanes) {
 #pragma GCC unroll 16
-        for (int l = 0; l < lanes; ++l) {
-          if (pixel[l]) store<V>(pixel[l] + c, r[l]);
+          for (int l = 0; l < lanes; ++l) {
+            T* target = line.start[l] + col * a.image_pixel + c;
+            __builtin_prefetch(target + kAhead * a.image_pixel, 1);
+            store<V>(target, r[l]);
+          }
+          continue;
         }
-      } else {
         for (int l = 0; l < lanes; ++l) {
-          T values[lanes];
-          store<V>(values, r[l]);
-          for (Int i = 0; pixel[l] && i < a.channels - c; ++i) pixel[l][c + i] = values[i];
+          T* target = line.pixel(l, col, a.image_pixel);
+          store_some<V>(target ? target + c : nullptr, r[l], a.channels - c);
         }
       }
     }
