@@ -1,6 +1,6 @@
-// Derivatives of block_sparse, for every device. Each of its three products is linear in both of its
-// tensors and the other two are its derivatives, so that it can be differentiated any number of times,
-// backward and forward.
+// Derivatives of block_sparse, for every device. Each of its three products is linear in both of
+// its tensors and the other two are its derivatives, so that it can be differentiated any number of
+// times, backward and forward.
 #include <ATen/ops/add.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -22,33 +22,36 @@ struct Settings {
   int64_t groups;
 };
 
-Tensor call_forward(const Tensor& x, const Tensor& values, const Tensor& index, const OptionalTensor& bias,
-                    int64_t outputs, const Settings& s) {
+Tensor call_forward(const Tensor& x, const Tensor& values, const Tensor& index,
+                    const OptionalTensor& bias, int64_t outputs, const Settings& s) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("resgrow::block_sparse_conv2d", "")
+          .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, int64_t,
+                        at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
+                        int64_t)>();
+  return op.call(x, values, index, bias, outputs, s.kernel_size, s.stride, s.padding, s.dilation,
+                 s.groups);
+}
+
+Tensor call_input_grad(const Tensor& grad, const Tensor& values, const Tensor& index,
+                       c10::SymIntArrayRef x_size, const Settings& s) {
   static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("resgrow::block_sparse_conv2d", "")
-                             .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, int64_t,
-                                           at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
-                                           int64_t)>();
-  return op.call(x, values, index, bias, outputs, s.kernel_size, s.stride, s.padding, s.dilation, s.groups);
+                             .findSchemaOrThrow("resgrow::block_sparse_conv2d_input_grad", "")
+                             .typed<Tensor(const Tensor&, const Tensor&, const Tensor&,
+                                           c10::SymIntArrayRef, at::IntArrayRef, at::IntArrayRef,
+                                           at::IntArrayRef, at::IntArrayRef, int64_t)>();
+  return op.call(grad, values, index, x_size, s.kernel_size, s.stride, s.padding, s.dilation,
+                 s.groups);
 }
 
-Tensor call_input_grad(const Tensor& grad, const Tensor& values, const Tensor& index, c10::SymIntArrayRef x_size,
-                       const Settings& s) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("resgrow::block_sparse_conv2d_input_grad", "")
-          .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, c10::SymIntArrayRef, at::IntArrayRef,
-                        at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t)>();
-  return op.call(grad, values, index, x_size, s.kernel_size, s.stride, s.padding, s.dilation, s.groups);
-}
-
-Tensor call_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& index, at::IntArrayRef block,
-                        const Settings& s) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("resgrow::block_sparse_conv2d_weight_grad", "")
-          .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, at::IntArrayRef, at::IntArrayRef,
-                        at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t)>();
+Tensor call_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& index,
+                        at::IntArrayRef block, const Settings& s) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("resgrow::block_sparse_conv2d_weight_grad", "")
+                             .typed<Tensor(const Tensor&, const Tensor&, const Tensor&,
+                                           at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
+                                           at::IntArrayRef, at::IntArrayRef, int64_t)>();
   return op.call(grad, x, index, block, s.kernel_size, s.stride, s.padding, s.dilation, s.groups);
 }
 
@@ -85,7 +88,9 @@ struct BlockSparseNode : public autograd::Node {
     b.reset_data();
     index.reset_data();
   }
-  std::array<int64_t, 2> block_of(const Tensor& values) const { return {values.size(2), values.size(1)}; }
+  std::array<int64_t, 2> block_of(const Tensor& values) const {
+    return {values.size(2), values.size(1)};
+  }
 };
 
 struct ForwardBackward : public BlockSparseNode {
@@ -135,10 +140,12 @@ Tensor tangent_of(const Tensor& t) {
   return t._fw_grad(/*level=*/0);
 }
 
-// The result of `product(a, b)`, its node where one is wanted, and its tangent where a or b has one.
+// The result of `product(a, b)`, its node where one is wanted, and its tangent where a or b has
+// one.
 template <class Node, class Product>
-Tensor differentiable(const Tensor& a, const Tensor& b, const Tensor& index, const OptionalTensor& bias,
-                      const Settings& settings, const Product& product) {
+Tensor differentiable(const Tensor& a, const Tensor& b, const Tensor& index,
+                      const OptionalTensor& bias, const Settings& settings,
+                      const Product& product) {
   NodePtr holder;
   const Tensor offset = bias ? *bias : Tensor();
   if (autograd::compute_requires_grad(a, b, offset)) {
@@ -152,7 +159,9 @@ Tensor differentiable(const Tensor& a, const Tensor& b, const Tensor& index, con
   {
     at::AutoDispatchBelowADInplaceOrView guard;
     result = product(a, b, bias);
-    const auto add = [&](const Tensor& part) { tangent = tangent.defined() ? at::add(tangent, part) : part; };
+    const auto add = [&](const Tensor& part) {
+      tangent = tangent.defined() ? at::add(tangent, part) : part;
+    };
     if (a_tangent.defined()) add(product(a_tangent, b, {}));
     if (b_tangent.defined()) add(product(a, b_tangent, {}));
     if (offset_tangent.defined()) add(offset_tangent.view({1, -1, 1, 1}).expand_as(result));
@@ -162,34 +171,38 @@ Tensor differentiable(const Tensor& a, const Tensor& b, const Tensor& index, con
   return result;
 }
 
-Tensor conv2d(const Tensor& x, const Tensor& values, const Tensor& index, const OptionalTensor& bias, int64_t outputs,
-              at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+Tensor conv2d(const Tensor& x, const Tensor& values, const Tensor& index,
+              const OptionalTensor& bias, int64_t outputs, at::IntArrayRef kernel_size,
+              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
               int64_t groups) {
   const Settings s{kernel_size.vec(), stride.vec(), padding.vec(), dilation.vec(), groups};
   return differentiable<ForwardBackward>(
-      x, values, index, bias, s, [&](const Tensor& a, const Tensor& b, const OptionalTensor& offset) {
+      x, values, index, bias, s,
+      [&](const Tensor& a, const Tensor& b, const OptionalTensor& offset) {
         return call_forward(a, b, index, offset, outputs, s);
       });
 }
 
-Tensor conv2d_input_grad(const Tensor& grad, const Tensor& values, const Tensor& index, c10::SymIntArrayRef x_size,
-                         at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                         at::IntArrayRef dilation, int64_t groups) {
+Tensor conv2d_input_grad(const Tensor& grad, const Tensor& values, const Tensor& index,
+                         c10::SymIntArrayRef x_size, at::IntArrayRef kernel_size,
+                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                         int64_t groups) {
   const Settings s{kernel_size.vec(), stride.vec(), padding.vec(), dilation.vec(), groups};
-  return differentiable<InputGradBackward>(grad, values, index, {}, s,
-                                           [&](const Tensor& a, const Tensor& b, const OptionalTensor&) {
-                                             return call_input_grad(a, b, index, x_size, s);
-                                           });
+  return differentiable<InputGradBackward>(
+      grad, values, index, {}, s, [&](const Tensor& a, const Tensor& b, const OptionalTensor&) {
+        return call_input_grad(a, b, index, x_size, s);
+      });
 }
 
-Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& index, at::IntArrayRef block,
-                          at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                          at::IntArrayRef dilation, int64_t groups) {
+Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& index,
+                          at::IntArrayRef block, at::IntArrayRef kernel_size,
+                          at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                          int64_t groups) {
   const Settings s{kernel_size.vec(), stride.vec(), padding.vec(), dilation.vec(), groups};
-  return differentiable<WeightGradBackward>(grad, x, index, {}, s,
-                                            [&](const Tensor& a, const Tensor& b, const OptionalTensor&) {
-                                              return call_weight_grad(a, b, index, block, s);
-                                            });
+  return differentiable<WeightGradBackward>(
+      grad, x, index, {}, s, [&](const Tensor& a, const Tensor& b, const OptionalTensor&) {
+        return call_weight_grad(a, b, index, block, s);
+      });
 }
 
 }  // namespace

@@ -9,6 +9,22 @@ namespace {
 constexpr int64_t kBandBytes = 256 << 10;  // half of a common second-level cache
 constexpr int64_t kTileBytes = 24 << 10;   // of a common first-level cache
 
+// Input that is needed next and still to be asked for.
+template <class T>
+struct Ahead {
+  const T* next;
+  int64_t left;
+
+  void give(int64_t lines, BlockSparseTiles<T>* a) {
+    constexpr int64_t line = 64 / sizeof(T);
+    a->ahead = next;
+    a->ahead_step = left > 0 ? line : 0;
+    const int64_t given = std::min(left, lines * line);
+    next += given;
+    left -= given;
+  }
+};
+
 template <class T>
 class Forward {
  public:
@@ -20,8 +36,9 @@ class Forward {
         epilogue_(epilogue),
         kernels_(block_sparse_kernels<T>()),
         band_(BlockSparseBand::fitting<T>(s, kBandBytes)),
-        offsets_(band_.offsets(s, index)),
+        offsets_(index.blocks * s.block_in),
         width_(width_index<T>(s)) {
+    band_.find_offsets(s, index, offsets_.data());
     const int64_t most = kernels_.max_pixels[width_];
     cols_ = even_runs(s.out_width, most);
     tile_rows_ = std::min<int64_t>(kernels_.max_rows, most / s.out_width);
@@ -29,8 +46,10 @@ class Forward {
     const BlockSparseBand tile(s, tile_rows_);
     // Rows whose input stays in the first-level cache while all outputs are computed.
     together_ = band_.rows;
-    const int64_t fit = kTileBytes / int64_t(sizeof(T)) / (tile.row_size() * tile.groups) - tile.packed_rows;
-    if (fit >= 0) together_ = std::min(band_.rows, (fit / (tile.row_step * tile_rows_) + 1) * tile_rows_);
+    const int64_t fit =
+        kTileBytes / int64_t(sizeof(T)) / (tile.row_size() * tile.groups) - tile.packed_rows;
+    if (fit >= 0)
+      together_ = std::min(band_.rows, (fit / (tile.row_step * tile_rows_) + 1) * tile_rows_);
   }
 
   void run(const T* x, T* y) const {
@@ -38,23 +57,27 @@ class Forward {
     const int64_t bands = s_.samples * band_.bands(s_);
     // Few bands: the outputs are dealt too, and a band is packed for each share.
     const int64_t threads = at::get_num_threads();
-    const int64_t shares = bands >= 4 * threads || threads == 1 ? 1 : std::min(pieces, ceil_div(4 * threads, bands));
+    const int64_t shares =
+        bands >= 4 * threads || threads == 1 ? 1 : std::min(pieces, ceil_div(4 * threads, bands));
     at::parallel_for(0, bands * shares, 1, [&](int64_t begin, int64_t end) {
       Scratch<T> packed(band_.size());
       int64_t ready = -1;
       for (int64_t task = begin; task < end; ++task) {
         const int64_t number = task / shares, share = task % shares;
-        const int64_t sample = number / band_.bands(s_), first = number % band_.bands(s_) * band_.rows;
+        const int64_t sample = number / band_.bands(s_),
+                      first = number % band_.bands(s_) * band_.rows;
         if (ready != number) {
           band_.pack(s_, x + sample * s_.height * s_.width * s_.channels, first, packed.data());
           ready = number;
         }
+        Ahead<T> ahead = next_band(x, task + 1 < end ? (task + 1) / shares : number, number);
         T* target = y + (sample * s_.out_height + first) * s_.out_width * s_.outputs;
         const int64_t rows = std::min(band_.rows, s_.out_height - first);
         for (int64_t row = 0; row < rows; row += together_) {
-          for (int64_t piece = pieces * share / shares; piece < pieces * (share + 1) / shares; ++piece) {
+          for (int64_t piece = pieces * share / shares; piece < pieces * (share + 1) / shares;
+               ++piece) {
             outputs(packed.data() + row * band_.x_row(), std::min(together_, rows - row), piece,
-                    target + row * s_.out_width * s_.outputs);
+                    target + row * s_.out_width * s_.outputs, &ahead);
           }
         }
       }
@@ -62,8 +85,18 @@ class Forward {
   }
 
  private:
+  // The input of band `number` that the band before it has not read; none where it is the same
+  // band.
+  Ahead<T> next_band(const T* x, int64_t number, int64_t before) const {
+    if (number == before) return {x, 0};
+    const int64_t sample = number / band_.bands(s_), first = number % band_.bands(s_) * band_.rows;
+    const int64_t row = std::clamp<int64_t>(first * s_.stride[0] - s_.padding[0], 0, s_.height);
+    const int64_t rows = std::min(s_.height - row, band_.rows * s_.stride[0]);
+    return {x + (sample * s_.height + row) * s_.width * s_.channels, rows * s_.width * s_.channels};
+  }
+
   // One vector of outputs for `rows` rows of pixels.
-  void outputs(const T* x, int64_t rows, int64_t piece, T* y) const {
+  void outputs(const T* x, int64_t rows, int64_t piece, T* y, Ahead<T>* ahead) const {
     const int64_t width = int64_t{4} << width_, first = piece * width;
     if (first >= s_.outputs) return;
     const int64_t row = first / s_.block_out, start = starts_[row] * s_.block_in;
@@ -89,6 +122,7 @@ class Forward {
         a.col_tiles = c.count;
         a.x = x + r.start * a.x_row + c.start * kGroup;
         a.out = y + r.start * a.out_row + c.start * a.out_pixel + first;
+        ahead->give(r.count * c.count * a.entries, &a);
         kernels_.tiles[width_][r.size * 32 + c.size](a);
       }
     }
@@ -100,7 +134,7 @@ class Forward {
   const BlockSparseEpilogue<T> epilogue_;
   const BlockSparseKernels<T>& kernels_;
   const BlockSparseBand band_;
-  const std::vector<int> offsets_;
+  const Scratch<int> offsets_;
   const int width_;
   std::vector<Run> cols_;
   int64_t tile_rows_, together_;
@@ -114,15 +148,17 @@ void block_sparse_forward(const BlockSparseShape& shape, const BlockSparseIndex&
   const std::vector<int> starts = index.row_starts(shape.rows);
   // A row of pixels is a tile whose input stays in the first-level cache while all outputs go by.
   const int64_t most = block_sparse_kernels<T>().max_pixels[width_index<T>(shape)];
-  const int64_t row = std::clamp<int64_t>(28 * 1024 / (shape.channels * int64_t(sizeof(T))), std::min<int64_t>(8, most), most);
+  const int64_t row = std::clamp<int64_t>(28 * 1024 / (shape.channels * int64_t(sizeof(T))),
+                                          std::min<int64_t>(8, most), most);
   for_pixel_rows(shape, row, [&](const BlockSparseShape& s, int64_t pixel) {
-    Forward<T>(s, index, starts, values, epilogue).run(x + pixel * s.channels, y + pixel * s.outputs);
+    Forward<T>(s, index, starts, values, epilogue)
+        .run(x + pixel * s.channels, y + pixel * s.outputs);
   });
 }
 
-template void block_sparse_forward(const BlockSparseShape&, const BlockSparseIndex&, const float*, const float*,
-                                   const BlockSparseEpilogue<float>&, float*);
-template void block_sparse_forward(const BlockSparseShape&, const BlockSparseIndex&, const double*, const double*,
-                                   const BlockSparseEpilogue<double>&, double*);
+template void block_sparse_forward(const BlockSparseShape&, const BlockSparseIndex&, const float*,
+                                   const float*, const BlockSparseEpilogue<float>&, float*);
+template void block_sparse_forward(const BlockSparseShape&, const BlockSparseIndex&, const double*,
+                                   const double*, const BlockSparseEpilogue<double>&, double*);
 
 }  // namespace resgrow

@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <new>
 #include <vector>
@@ -28,7 +29,8 @@ struct BlockSparseShape {
   int64_t padded_channels() const { return std::max(channels, groups * cols * block_in); }
   int64_t padded_outputs() const { return rows * block_out; }
   int64_t first_channel(int64_t row, int64_t col) const {
-    return row / (rows / groups) * (channels / groups) + col * block_in;
+    const int64_t group = groups == 1 ? 0 : row / (rows / groups);
+    return group * (channels / groups) + col * block_in;
   }
   bool pointwise() const {
     return taps() == 1 && stride[0] == 1 && stride[1] == 1 && padding[0] == 0 && padding[1] == 0;
@@ -61,20 +63,62 @@ struct BlockSparseIndex {
   }
 };
 
-// Scratch memory of a task, aligned to cache lines.
+// Scratch memory, aligned to cache lines. Each thread keeps a few buffers: memory fresh from the
+// system costs a page fault every 4 KiB, which can take longer than the work on it.
+class ScratchPool {
+ public:
+  struct Buffer {
+    void* data;
+    size_t bytes;
+  };
+  static constexpr std::align_val_t line{64};
+
+  static ScratchPool& of_this_thread() {
+    thread_local ScratchPool pool;
+    return pool;
+  }
+  Buffer take(size_t bytes) {
+    for (Buffer& kept : kept_) {
+      if (kept.bytes < bytes) continue;
+      const Buffer found = kept;
+      kept = {};
+      return found;
+    }
+    return {::operator new(bytes, line), bytes};
+  }
+  // Keeps the buffer in the place of a smaller one.
+  void give(Buffer buffer) {
+    Buffer* least = &kept_[0];
+    for (Buffer& kept : kept_) {
+      if (kept.bytes < least->bytes) least = &kept;
+    }
+    if (buffer.bytes <= kMost && least->bytes < buffer.bytes) std::swap(*least, buffer);
+    ::operator delete(buffer.data, line);
+  }
+  ScratchPool() = default;
+  ScratchPool(const ScratchPool&) = delete;
+  ScratchPool& operator=(const ScratchPool&) = delete;
+  ~ScratchPool() {
+    for (const Buffer& kept : kept_) ::operator delete(kept.data, line);
+  }
+
+ private:
+  static constexpr size_t kMost = 2 << 20;
+  std::array<Buffer, 4> kept_{};
+};
+
 template <class T>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : data_(static_cast<T*>(::operator new(std::max<int64_t>(count, 1) * sizeof(T), line))) {}
-  ~Scratch() { ::operator delete(data_, line); }
+      : buffer_(ScratchPool::of_this_thread().take(std::max<int64_t>(count, 1) * sizeof(T))) {}
+  ~Scratch() { ScratchPool::of_this_thread().give(buffer_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  T* data() const { return data_; }
+  T* data() const { return static_cast<T*>(buffer_.data); }
 
  private:
-  static constexpr std::align_val_t line{64};
-  T* data_;
+  ScratchPool::Buffer buffer_;
 };
 
 template <class T>
@@ -120,13 +164,13 @@ template <class T>
 void block_sparse_forward(const BlockSparseShape& s, const BlockSparseIndex& index, const T* x,
                           const T* values, const BlockSparseEpilogue<T>& epilogue, T* y);
 template <class T>
-void block_sparse_input_grad(const BlockSparseShape& s, const BlockSparseIndex& index, const T* grad,
-                             const T* values, T* grad_x);
+void block_sparse_input_grad(const BlockSparseShape& s, const BlockSparseIndex& index,
+                             const T* grad, const T* values, T* grad_x);
 // The same where block_sparse_transposes(s): a forward product.
 bool block_sparse_transposes(const BlockSparseShape& s);
 template <class T>
-void block_sparse_transposed(const BlockSparseShape& s, const BlockSparseIndex& index, const T* grad,
-                             const T* values, T* grad_x);
+void block_sparse_transposed(const BlockSparseShape& s, const BlockSparseIndex& index,
+                             const T* grad, const T* values, T* grad_x);
 template <class T>
 void block_sparse_weight_grad(const BlockSparseShape& s, const BlockSparseIndex& index, const T* x,
                               const T* grad, T* grad_values);

@@ -1,5 +1,5 @@
-// Input gradient of block_sparse as a forward product with the transposed blocks: where those have a
-// vector of input channels and the stride is one.
+// Input gradient of block_sparse as a forward product with the transposed blocks: where those have
+// a vector of input channels and the stride is one.
 #include <ATen/Parallel.h>
 
 #include "cpu/block_sparse_shape.h"
@@ -14,8 +14,8 @@ bool block_sparse_transposes(const BlockSparseShape& s) {
 }
 
 template <class T>
-void block_sparse_transposed(const BlockSparseShape& s, const BlockSparseIndex& index, const T* grad,
-                             const T* values, T* grad_x) {
+void block_sparse_transposed(const BlockSparseShape& s, const BlockSparseIndex& index,
+                             const T* grad, const T* values, T* grad_x) {
   BlockSparseShape t = s;
   std::swap(t.channels, t.outputs);
   std::swap(t.height, t.out_height);
@@ -34,26 +34,28 @@ void block_sparse_transposed(const BlockSparseShape& s, const BlockSparseIndex& 
   std::vector<int> rows(index.blocks), cols(index.blocks), taps(index.blocks);
   const int64_t size = s.block_in * s.block_out;
   Scratch<T> blocks(index.blocks * size);
-  at::parallel_for(0, index.blocks, std::max<int64_t>(1, 32768 / size), [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
-      const int64_t k = from[j];
-      rows[j] = new_row(k);
-      cols[j] = index.row[k] % group_rows;
-      taps[j] = s.taps() - 1 - index.tap[k];
-      const T* source = values + k * size;
-      T* target = blocks.data() + j * size;
-      for (int64_t o = 0; o < s.block_out; ++o) {
-        for (int64_t i = 0; i < s.block_in; ++i) *target++ = source[i * s.block_out + o];
-      }
-    }
-  });
+  at::parallel_for(0, index.blocks, std::max<int64_t>(1, 32768 / size),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t j = begin; j < end; ++j) {
+                       const int64_t k = from[j];
+                       rows[j] = new_row(k);
+                       cols[j] = index.row[k] % group_rows;
+                       taps[j] = s.taps() - 1 - index.tap[k];
+                       const T* source = values + k * size;
+                       T* target = blocks.data() + j * size;
+                       for (int64_t o = 0; o < s.block_out; ++o) {
+                         for (int64_t i = 0; i < s.block_in; ++i)
+                           *target++ = source[i * s.block_out + o];
+                       }
+                     }
+                   });
   const BlockSparseIndex transposed{rows.data(), cols.data(), taps.data(), nullptr, index.blocks};
   block_sparse_forward<T>(t, transposed, grad, blocks.data(), {}, grad_x);
 }
 
-template void block_sparse_transposed(const BlockSparseShape&, const BlockSparseIndex&, const float*, const float*,
-                                      float*);
-template void block_sparse_transposed(const BlockSparseShape&, const BlockSparseIndex&, const double*, const double*,
-                                      double*);
+template void block_sparse_transposed(const BlockSparseShape&, const BlockSparseIndex&,
+                                      const float*, const float*, float*);
+template void block_sparse_transposed(const BlockSparseShape&, const BlockSparseIndex&,
+                                      const double*, const double*, double*);
 
 }  // namespace resgrow

@@ -1,5 +1,5 @@
-// Weight gradient of block_sparse: for every present entry the correlation of one input channel with
-// a vector of output gradients.
+// Weight gradient of block_sparse: for every present entry the correlation of one input channel
+// with a vector of output gradients.
 #include <ATen/Parallel.h>
 
 #include "cpu/block_sparse_band.h"
@@ -15,17 +15,21 @@ constexpr int64_t kPartialBytes = 64 << 20;  // on the threads; fewer where they
 template <class T>
 class WeightGrad {
  public:
-  WeightGrad(const BlockSparseShape& s, const BlockSparseIndex& index, const std::vector<int>& starts)
+  WeightGrad(const BlockSparseShape& s, const BlockSparseIndex& index,
+             const std::vector<int>& starts)
       : s_(s),
         starts_(starts),
         kernels_(block_sparse_kernels<T>()),
         band_(BlockSparseBand::fitting<T>(s, kBandBytes)),
-        offsets_(band_.offsets(s, index)),
+        offsets_(index.blocks * s.block_in),
         width_(width_index<T>(s)),
         together_(std::max<int64_t>(1, kPixels / s.out_width)),
         size_(index.blocks * s.block_in * s.block_out),
         bands_(s.samples * band_.bands(s)),
-        parts_(std::max<int64_t>(1, std::min({bands_, kParts, kPartialBytes / (size_ * int64_t(sizeof(T)))}))) {}
+        parts_(std::max<int64_t>(
+            1, std::min({bands_, kParts, kPartialBytes / (size_ * int64_t(sizeof(T)))}))) {
+    band_.find_offsets(s, index, offsets_.data());
+  }
 
   // Adds to `sums`.
   void run(const T* x, const T* grad, T* sums) const {
@@ -38,8 +42,10 @@ class WeightGrad {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t part = task / shares, share = task % shares;
         T* target = part == 0 ? sums : partial.data() + (part - 1) * size_;
-        for (int64_t number = bands_ * part / parts_; number < bands_ * (part + 1) / parts_; ++number) {
-          const int64_t first_group = groups * share / shares, last_group = groups * (share + 1) / shares;
+        for (int64_t number = bands_ * part / parts_; number < bands_ * (part + 1) / parts_;
+             ++number) {
+          const int64_t first_group = groups * share / shares,
+                        last_group = groups * (share + 1) / shares;
           band(x, grad, number, first_group, last_group, input.data(), output.data(), target);
         }
       }
@@ -55,8 +61,8 @@ class WeightGrad {
  private:
   int64_t gradient_step() const { return band_.rows * s_.out_width * kGroup; }
 
-  void band(const T* x, const T* grad, int64_t number, int64_t first_group, int64_t last_group, T* input,
-            T* output, T* sums) const {
+  void band(const T* x, const T* grad, int64_t number, int64_t first_group, int64_t last_group,
+            T* input, T* output, T* sums) const {
     const int64_t sample = number / band_.bands(s_), first = number % band_.bands(s_) * band_.rows;
     const int64_t rows = std::min(band_.rows, s_.out_height - first);
     band_.pack(s_, x + sample * s_.height * s_.width * s_.channels, first, input);
@@ -112,7 +118,7 @@ class WeightGrad {
   const std::vector<int>& starts_;
   const BlockSparseKernels<T>& kernels_;
   const BlockSparseBand band_;
-  const std::vector<int> offsets_;
+  const Scratch<int> offsets_;
   const int width_;
   const int64_t together_;
   const int64_t size_, bands_, parts_;
@@ -121,20 +127,22 @@ class WeightGrad {
 }  // namespace
 
 template <class T>
-void block_sparse_weight_grad(const BlockSparseShape& shape, const BlockSparseIndex& index, const T* x,
-                              const T* grad, T* grad_values) {
+void block_sparse_weight_grad(const BlockSparseShape& shape, const BlockSparseIndex& index,
+                              const T* x, const T* grad, T* grad_values) {
   std::fill_n(grad_values, index.blocks * shape.block_in * shape.block_out, T(0));
   const std::vector<int> starts = index.row_starts(shape.rows);
   constexpr int64_t bytes = 28 << 10;  // of input rows, within a common first-level cache
-  const int64_t row = std::clamp<int64_t>(bytes / (shape.channels * int64_t(sizeof(T))), 28, kPixels);
+  const int64_t row =
+      std::clamp<int64_t>(bytes / (shape.channels * int64_t(sizeof(T))), 28, kPixels);
   for_pixel_rows(shape, row, [&](const BlockSparseShape& s, int64_t pixel) {
-    WeightGrad<T>(s, index, starts).run(x + pixel * s.channels, grad + pixel * s.outputs, grad_values);
+    WeightGrad<T>(s, index, starts)
+        .run(x + pixel * s.channels, grad + pixel * s.outputs, grad_values);
   });
 }
 
-template void block_sparse_weight_grad(const BlockSparseShape&, const BlockSparseIndex&, const float*, const float*,
-                                       float*);
-template void block_sparse_weight_grad(const BlockSparseShape&, const BlockSparseIndex&, const double*, const double*,
-                                       double*);
+template void block_sparse_weight_grad(const BlockSparseShape&, const BlockSparseIndex&,
+                                       const float*, const float*, float*);
+template void block_sparse_weight_grad(const BlockSparseShape&, const BlockSparseIndex&,
+                                       const double*, const double*, double*);
 
 }  // namespace resgrow

@@ -18,8 +18,8 @@ constexpr int kAccumulators = 12;
 constexpr int kAccumulators = 10;
 #endif
 
-constexpr int kMaxRows = 4;      // rows of pixels in one tile
-constexpr int kMaxEntries = 8;   // entries of one weight-gradient tile
+constexpr int kMaxRows = 4;     // rows of pixels in one tile
+constexpr int kMaxEntries = 8;  // entries of one weight-gradient tile
 
 // An output vector of WIDTH values: one vector, or two where the set's are half as wide.
 template <class T, int WIDTH>
@@ -29,7 +29,9 @@ struct OutputVector {
   static constexpr int vectors = WIDTH / lanes;
   static constexpr bool available = vectors <= 2;
   // Fewer for what is rarely used: every size is an instance.
-  static constexpr int most = sizeof(T) == 8 ? 6 : WIDTH < 16 && kAccumulators > 14 ? 14 : kAccumulators;
+  static constexpr int most = sizeof(T) == 8                     ? 6
+                              : WIDTH < 16 && kAccumulators > 14 ? 14
+                                                                 : kAccumulators;
   static constexpr int room = kAccumulators / vectors;
   static constexpr int pixels = !available ? 0 : room < most ? room : most;
 };
@@ -39,6 +41,7 @@ void block_sparse_tiles(const BlockSparseTiles<T>& args) {
   constexpr int lanes = OutputVector<T, WIDTH>::lanes, vectors = OutputVector<T, WIDTH>::vectors;
   using V = typename Vector<T, lanes>::type;
   const BlockSparseTiles<T> a = args;  // a copy, which no store can be taken to change
+  const T* ahead = a.ahead;
   for (Int i = 0; i < a.row_tiles; ++i) {
     for (Int j = 0; j < a.col_tiles; ++j) {
       const T* x = a.x + i * ROWS * a.x_row + j * COLS * kGroup;
@@ -53,7 +56,8 @@ void block_sparse_tiles(const BlockSparseTiles<T>& args) {
         }
       }
       const T* w = a.w;
-      for (Int e = 0; e < a.entries; ++e, w += a.w_step) {
+      for (Int e = 0; e < a.entries; ++e, w += a.w_step, ahead += a.ahead_step) {
+        __builtin_prefetch(ahead, 0, 2);
         const T* p = x + a.offsets[e];
         V weight[vectors];
 #pragma GCC unroll 2
@@ -72,11 +76,13 @@ void block_sparse_tiles(const BlockSparseTiles<T>& args) {
       if (a.positive) {
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; ++v) {
-          const V positive = load<V>(a.positive + v * lanes), negative = load<V>(a.negative + v * lanes);
+          const V positive = load<V>(a.positive + v * lanes),
+                  negative = load<V>(a.negative + v * lanes);
 #pragma GCC unroll 4
           for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 32
-            for (int t = 0; t < COLS; ++t) acc[r][t][v] *= acc[r][t][v] >= V{} ? positive : negative;
+            for (int t = 0; t < COLS; ++t)
+              acc[r][t][v] *= acc[r][t][v] >= V{} ? positive : negative;
           }
         }
       }
@@ -104,7 +110,8 @@ void block_sparse_tiles(const BlockSparseTiles<T>& args) {
       }
       for (int r = 0; r < ROWS; ++r) {
         for (int t = 0; t < COLS; ++t) {
-          for (Int o = 0; o < a.outputs; ++o) out[r * a.out_row + t * a.out_pixel + o] = buffer[r][t][o];
+          for (Int o = 0; o < a.outputs; ++o)
+            out[r * a.out_row + t * a.out_pixel + o] = buffer[r][t][o];
         }
       }
     }

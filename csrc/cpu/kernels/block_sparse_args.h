@@ -35,13 +35,15 @@ struct BlockSparseTiles {
   const T* w;
   Int w_step;
   T* out;
-  Int out_pixel, out_row, outputs;  // outputs: how many of the vector are stored
+  Int out_pixel, out_row, outputs;      // outputs: how many of the vector are stored
   const T *bias, *positive, *negative;  // null: none; the slopes of the epilogue
   Int row_tiles, col_tiles;
+  const T* ahead;  // what is read next, fetched a cache line per entry meanwhile
+  Int ahead_step;  // a line, or 0: nothing
 };
 
-// out[e][o] (+)= sum over pixels g[pixel][o] x[offset_e + pixel], for a few entries at once. g and x
-// are grouped.
+// out[e][o] (+)= sum over pixels g[pixel][o] x[offset_e + pixel], for a few entries at once. g and
+// x are grouped.
 template <class T>
 struct BlockSparseCorrelate {
   const T* x;
@@ -78,7 +80,7 @@ struct BlockSparseLanes {
   const int *row_end, *col_end;  // first row and column of the image that is not the tile's
   Int image_row, image_pixel, channels;
   Int rows, cols;
-  T* lanes;  // written by gather, read by scatter
+  T* lanes;                     // written by gather, read by scatter
   Int lane_position, lane_row;  // between neighbours in a row, between rows
   Int lane_channels;            // of a position, whole vectors
 };
@@ -89,8 +91,8 @@ struct BlockSparseKernels {
   int lanes;                // of a full vector
   int max_rows;             // of a tile
   int max_pixels[kWidths];  // of a tile; 0: this width is not available
-  void (*const* tiles[kWidths])(const BlockSparseTiles<T>&);  // [rows * 32 + cols]
-  int max_entries[kWidths];  // of a weight-gradient tile
+  void (*const* tiles[kWidths])(const BlockSparseTiles<T>&);          // [rows * 32 + cols]
+  int max_entries[kWidths];                                           // of a weight-gradient tile
   void (*const* correlate[kWidths])(const BlockSparseCorrelate<T>&);  // [entries]
   void (*spread[kWidths])(const BlockSparseSpread<T>&);
   void (*pack)(const BlockSparsePack<T>&);

@@ -1,8 +1,8 @@
 // Kernels of block_sparse on lanes: the input gradient, and the transposition into lanes and back.
 //
 // A narrow block (16 x 1) has one input channel: in its input gradient there is no vector over
-// channels. The lanes are images (or tiles of them) instead: every tap is then an aligned vector, and
-// borders, strides and ragged widths cost nothing.
+// channels. The lanes are images (or tiles of them) instead: every tap is then an aligned vector,
+// and borders, strides and ragged widths cost nothing.
 namespace resgrow {
 namespace ISA {
 
@@ -39,40 +39,77 @@ void block_sparse_spread(const BlockSparseSpread<T>& args) {
   }
 }
 
-// Which lanes of two rows `distance` apart go to the first of them, and to the second.
-template <class I, int LANES>
-struct TransposeStep {
-  I first[LANES] = {}, second[LANES] = {};
-  constexpr explicit TransposeStep(int distance) {
-    for (int k = 0; k < LANES; ++k) {
-      const bool upper = k & distance;
-      first[k] = upper ? LANES + k - distance : k;
-      second[k] = upper ? LANES + k : k + distance;
+// 0, 1, ... N - 1 as template arguments: masks of shuffles must be literals to become the one
+// instruction that they are.
+template <int N, int... K>
+struct CountTo : CountTo<N - 1, N - 1, K...> {};
+
+// Two rows to two rows: their values interleaved, `SIZE` at a time and within 16 bytes, or their
+// even and their odd 16 bytes.
+template <int... K>
+struct CountTo<0, K...> {
+  template <class T>
+  struct Rows {
+    static constexpr int lanes = sizeof...(K), chunk = 16 / sizeof(T);
+    using V = typename Vector<T, lanes>::type;
+    using Masks = typename Vector<typename Index<sizeof(T)>::type, lanes>::type;
+
+    static constexpr int interleaved(int k, int size, bool high) {
+      const int pair = k % chunk / size, half = high ? chunk / size / 2 : 0;
+      return k / chunk * chunk + (pair / 2 + half) * size + k % size + pair % 2 * lanes;
     }
-  }
+    static constexpr int alternate(int k, bool odd) {
+      return (k / chunk * 2 + odd) * chunk + k % chunk;
+    }
+
+    template <int SIZE>
+    __attribute__((always_inline)) static void interleave(V& a, V& b) {
+      const V low = __builtin_shuffle(a, b, Masks{interleaved(K, SIZE, false)...});
+      b = __builtin_shuffle(a, b, Masks{interleaved(K, SIZE, true)...});
+      a = low;
+    }
+    __attribute__((always_inline)) static void alternate(V& a, V& b) {
+      const V even = __builtin_shuffle(a, b, Masks{alternate(K, false)...});
+      b = __builtin_shuffle(a, b, Masks{alternate(K, true)...});
+      a = even;
+    }
+  };
 };
 
-template <class T, int LANES, int DISTANCE>
-__attribute__((always_inline)) inline void transpose_step(typename Vector<T, LANES>::type (&r)[LANES]) {
-  using V = typename Vector<T, LANES>::type;
-  using I = typename Index<sizeof(T)>::type;
-  using Masks = typename Vector<I, LANES>::type;
-  static constexpr TransposeStep<I, LANES> step(DISTANCE);
-  const Masks first = load<Masks>(step.first), second = load<Masks>(step.second);
+template <class T, int LANES, int SIZE>
+__attribute__((always_inline)) inline void interleave(typename Vector<T, LANES>::type (&r)[LANES]) {
 #pragma GCC unroll 16
   for (int i = 0; i < LANES; ++i) {
-    if (i & DISTANCE) continue;
-    const V a = r[i], b = r[i + DISTANCE];
-    r[i] = __builtin_shuffle(a, b, first);
-    r[i + DISTANCE] = __builtin_shuffle(a, b, second);
+    if (!(i & SIZE)) CountTo<LANES>::template Rows<T>::template interleave<SIZE>(r[i], r[i + SIZE]);
   }
-  if constexpr (2 * DISTANCE < LANES) transpose_step<T, LANES, 2 * DISTANCE>(r);
 }
 
-// LANES x LANES values: row i, lane j changes places with row j, lane i.
+template <class T, int LANES, int DISTANCE>
+__attribute__((always_inline)) inline void alternate(typename Vector<T, LANES>::type (&r)[LANES]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; ++i) {
+    if (!(i & DISTANCE)) CountTo<LANES>::template Rows<T>::alternate(r[i], r[i + DISTANCE]);
+  }
+}
+
+// LANES x LANES values: row i, lane j changes places with row j, lane i. Squares of 16 bytes first,
+// then these among each other.
 template <class T, int LANES>
 __attribute__((always_inline)) inline void transpose(typename Vector<T, LANES>::type (&r)[LANES]) {
-  transpose_step<T, LANES, 1>(r);
+  constexpr int chunk = 16 / sizeof(T), chunks = LANES / chunk;
+  interleave<T, LANES, 1>(r);
+  if constexpr (chunk == 4) {
+    interleave<T, LANES, 2>(r);
+    // Of every four rows, the inner two came out in each other's places.
+#pragma GCC unroll 4
+    for (int i = 1; i < LANES; i += 4) {
+      const auto row = r[i];
+      r[i] = r[i + 1];
+      r[i + 1] = row;
+    }
+  }
+  if constexpr (chunks > 1) alternate<T, LANES, chunk>(r);
+  if constexpr (chunks > 2) alternate<T, LANES, 2 * chunk>(r);
 }
 
 // A row of positions: where each lane's begins, and the columns at which every lane has a pixel.

@@ -58,15 +58,20 @@ void block_sparse_pack(const BlockSparsePack<T>& args) {
     for (Int phase = 0; phase < a.phases; ++phase) {
       const Int start = a.col0 + phase;
       Int first = start < 0 ? (-start + a.col_step - 1) / a.col_step : 0;
-      Int last = start < a.width && y >= 0 && y < a.height ? (a.width - 1 - start) / a.col_step + 1 : 0;
+      Int last =
+          start < a.width && y >= 0 && y < a.height ? (a.width - 1 - start) / a.col_step + 1 : 0;
       if (last > a.cols) last = a.cols;
       if (first > last) first = last;
-      const Int pixel = first < last ? y * a.source_row + (start + first * a.col_step) * a.source_pixel : 0;
-      const PackRow<T> pixels = {a.source + pixel, a.col_step * a.source_pixel, first, last - first, a.cols - last};
+      const Int pixel =
+          first < last ? y * a.source_row + (start + first * a.col_step) * a.source_pixel : 0;
+      const PackRow<T> pixels = {a.source + pixel, a.col_step * a.source_pixel, first, last - first,
+                                 a.cols - last};
       T* target = a.target + (row * a.phases + phase) * a.cols * kGroup;
       Int group = 0;
-      for (; (group + together) * kGroup <= a.channels && group + together <= a.groups; group += together) {
-        pixels.template groups<together>(group * kGroup, target + group * a.group_step, a.group_step);
+      for (; (group + together) * kGroup <= a.channels && group + together <= a.groups;
+           group += together) {
+        pixels.template groups<together>(group * kGroup, target + group * a.group_step,
+                                         a.group_step);
       }
       for (; (group + 1) * kGroup <= a.channels && group < a.groups; ++group) {
         pixels.template groups<1>(group * kGroup, target + group * a.group_step, a.group_step);
