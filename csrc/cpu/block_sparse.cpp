@@ -129,35 +129,52 @@ Tensor padded(const Tensor& t, const BlockSparseShape& s) {
   return result;
 }
 
-Tensor conv2d(const Tensor& x, const Tensor& values, const Tensor& index,
-              const std::optional<Tensor>& bias, int64_t outputs, at::IntArrayRef kernel_size,
-              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-              int64_t groups) {
-  const char* op = "block_sparse_conv2d";
+// slopes: positive and negative, or none.
+Tensor product(const char* op, const Tensor& x, const Tensor& values, const Tensor& index,
+               const std::optional<Tensor>& bias, const std::array<Tensor, 2>& slopes,
+               int64_t outputs, const Settings& settings) {
   check_floating(op, "x", x);
   check_same_dtype(op, "x", x, "values", values);
   check_values(op, values, index);
-  const auto s = shape_of(op, x.sizes(), outputs, values.size(2), values.size(1),
-                          {kernel_size, stride, padding, dilation, groups});
+  const auto s = shape_of(op, x.sizes(), outputs, values.size(2), values.size(1), settings);
   const auto blocks = index_of(op, index, s);
-  Tensor offsets;
-  if (bias) {
-    check_same_dtype(op, "x", x, "bias", *bias);
-    TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == outputs, op, ": bias must be (", outputs,
-                      ",) (got ", bias->sizes(), ")");
-    offsets = padded(*bias, s);
-  }
+  const auto vector = [&](const char* name, const Tensor& t) {
+    check_same_dtype(op, "x", x, name, t);
+    TORCH_CHECK_VALUE(t.dim() == 1 && t.size(0) == outputs, op, ": ", name, " must be (", outputs,
+                      ",) (got ", t.sizes(), ")");
+    return padded(t, s);
+  };
+  Tensor offsets, positive, negative;
+  if (bias) offsets = vector("bias", *bias);
+  if (slopes[0].defined()) positive = vector("positive", slopes[0]);
+  if (slopes[1].defined()) negative = vector("negative", slopes[1]);
   const Tensor y = output_like(x, {s.samples, s.outputs, s.out_height, s.out_width});
   if (y.numel() == 0) return finished(y, x);
   const Tensor dense = channels_last(x), weights = values.to(computed(x)).contiguous();
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
-    const BlockSparseEpilogue<T> epilogue{offsets.defined() ? offsets.const_data_ptr<T>() : nullptr,
-                                          nullptr, nullptr};
+    const auto data = [](const Tensor& t) { return t.defined() ? t.const_data_ptr<T>() : nullptr; };
     block_sparse_forward<T>(s, blocks, dense.const_data_ptr<T>(), weights.const_data_ptr<T>(),
-                            epilogue, y.mutable_data_ptr<T>());
+                            {data(offsets), data(positive), data(negative)},
+                            y.mutable_data_ptr<T>());
   });
   return finished(y, x);
+}
+
+Tensor conv2d(const Tensor& x, const Tensor& values, const Tensor& index,
+              const std::optional<Tensor>& bias, int64_t outputs, at::IntArrayRef kernel_size,
+              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+              int64_t groups) {
+  return product("block_sparse_conv2d", x, values, index, bias, {}, outputs,
+                 {kernel_size, stride, padding, dilation, groups});
+}
+
+Tensor conv2d_activated(const Tensor& x, const Tensor& values, const Tensor& index,
+                        const std::optional<Tensor>& bias, const Tensor& positive,
+                        const Tensor& negative, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+  return product("block_sparse_conv2d_activated", x, values, index, bias, {positive, negative},
+                 positive.numel(), {kernel_size, stride, padding, dilation, groups});
 }
 
 void check_grad(const char* op, const Tensor& grad, const BlockSparseShape& s) {
@@ -222,6 +239,7 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& ind
 
 TORCH_LIBRARY_IMPL(resgrow, CPU, m) {
   m.impl("block_sparse_conv2d", &resgrow::conv2d);
+  m.impl("block_sparse_conv2d_activated", &resgrow::conv2d_activated);
   m.impl("block_sparse_conv2d_input_grad", &resgrow::conv2d_input_grad);
   m.impl("block_sparse_conv2d_weight_grad", &resgrow::conv2d_weight_grad);
 }

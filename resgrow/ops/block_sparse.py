@@ -153,12 +153,19 @@ def packed_conv2d(
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    slopes: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """:func:`block_sparse_conv2d` of a weight of ``shape`` given by its present blocks.
 
     Args:
         values: ``(blocks, bi, bo)`` in the order of ``index``, see :func:`resgrow.ops.block_index.pack`.
         index: int32 ``(4, blocks)``, see :func:`resgrow.ops.block_index.block_index`.
+        slopes: for inference, an activation applied before the output is stored: two ``(O,)`` tensors of the dtype of
+            ``x``, by which outputs ``>= 0`` and ``< 0`` are multiplied. ReLU is ones and zeros, tri-state ReLU ``w'``
+            and ``w' d'``.
+
+    Raises:
+        RuntimeError: slopes where a gradient is needed.
     """
     settings = _settings("block_sparse_conv2d", stride, padding, dilation)
     channels = shape[1] * groups
@@ -170,9 +177,16 @@ def packed_conv2d(
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, values, bias = x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
+        slopes = None if slopes is None else (slopes[0].to(dtype), slopes[1].to(dtype))
     if not has_kernel(shape, block, groups):
         stride, padding, dilation = settings
-        return F.conv2d(x, unpack(values, index, shape), bias, stride, padding, dilation, groups)
+        y = F.conv2d(x, unpack(values, index, shape), bias, stride, padding, dilation, groups)
+        if slopes is None:
+            return y
+        positive, negative = (slope.view(1, -1, 1, 1) for slope in slopes)
+        return y * torch.where(y >= 0, positive, negative)
+    if slopes is not None:
+        return _OPS.block_sparse_conv2d_activated(x, values, index, bias, *slopes, shape[2:], *settings, groups)
     return _OPS.block_sparse_conv2d(x, values, index, bias, shape[0], shape[2:], *settings, groups)
 
 
@@ -208,10 +222,26 @@ def _(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    sides = [
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1 for i in range(2)
-    ]
+    sides = _sides(x, kernel_size, stride, padding, dilation)
     return _laid_out_like(x, (x.shape[0], outputs, *sides))
+
+
+@torch.library.register_fake("resgrow::block_sparse_conv2d_activated")
+def _(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    bias: Tensor | None,
+    positive: Tensor,
+    negative: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    sides = _sides(x, kernel_size, stride, padding, dilation)
+    return _laid_out_like(x, (x.shape[0], positive.shape[0], *sides))
 
 
 @torch.library.register_fake("resgrow::block_sparse_conv2d_input_grad")
@@ -242,6 +272,14 @@ def _(
     groups: int,
 ) -> Tensor:
     return x.new_empty((index.shape[1], block[1], block[0]))
+
+
+def _sides(
+    x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    return [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1 for i in range(2)
+    ]
 
 
 def _laid_out_like(t: Tensor, shape: Sequence[int]) -> Tensor:

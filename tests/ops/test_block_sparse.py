@@ -13,6 +13,7 @@ from torch import Tensor
 from resgrow import ops
 from resgrow.ops import reference
 from resgrow.ops.block_index import block_index, mask_shape, pack, unpack
+from resgrow.ops.block_sparse import packed_conv2d
 
 NATIVE = torch.ops.resgrow
 BLOCKS = [(16, 1), (16, 16), (8, 1), (4, 1), (12, 3), (32, 2), (5, 2)]
@@ -233,6 +234,24 @@ def test_registration(case: str) -> None:
                 a.clone().requires_grad_(needs and a.is_floating_point()) if isinstance(a, Tensor) else a for a in args
             ]
             assert set(torch.library.opcheck(op.default, leaves).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("case", ["3x3 ragged", "3x3 stride 2", "1x1 many pixels", "depthwise"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_activation_before_the_output_is_stored(case: str, dtype: torch.dtype, isa: str) -> None:
+    x, weight, bias, options = CONVS[case]
+    index = block_index(draw_mask(weight.shape, (16, 1)), (16, 1))
+    values = pack(weight, index, (16, 1))
+    slopes = draw(weight.shape[0], seed=5), draw(weight.shape[0], seed=6)
+    y = packed_conv2d(x, values, index, bias, tuple(weight.shape), **options)
+    expected = y * torch.where(y >= 0, slopes[0][:, None, None], slopes[1][:, None, None])
+    single = [t.to(dtype) for t in (x, values, bias, *slopes)]
+    args = (single[0], single[1], index, single[2], tuple(weight.shape))
+    got = packed_conv2d(*args, **options, slopes=(single[3], single[4]))
+    close(got, expected, 1e-11 if dtype == torch.float64 else 1e-4)
+    if case != "depthwise":
+        with pytest.raises(RuntimeError, match="it is for inference"):
+            packed_conv2d(args[0].clone().requires_grad_(), *args[1:], **options, slopes=(single[3], single[4]))
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)

@@ -55,6 +55,15 @@ void block_sparse_tiles(const BlockSparseTiles<T>& args) {
           for (int t = 0; t < COLS; ++t) acc[r][t][v] = bias;
         }
       }
+      // The output's lines are fetched while the sums are computed, or the stores would wait for
+      // them.
+      T* out = a.out + i * ROWS * a.out_row + j * COLS * a.out_pixel;
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; ++r) {
+        const T* row = out + r * a.out_row;
+#pragma GCC unroll 32
+        for (int t = 0; t < COLS; ++t, row += a.out_pixel) __builtin_prefetch(row, 1);
+      }
       const T* w = a.w;
       for (Int e = 0; e < a.entries; ++e, w += a.w_step, ahead += a.ahead_step) {
         __builtin_prefetch(ahead, 0, 2);
@@ -86,7 +95,6 @@ void block_sparse_tiles(const BlockSparseTiles<T>& args) {
           }
         }
       }
-      T* out = a.out + i * ROWS * a.out_row + j * COLS * a.out_pixel;
       if (a.outputs == WIDTH) {
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; ++r) {
