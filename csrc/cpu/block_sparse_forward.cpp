@@ -1,6 +1,8 @@
 // Forward product of block_sparse: bands of rows, packed once, times rows of blocks.
 #include <ATen/Parallel.h>
 
+#include <cstring>
+
 #include "cpu/block_sparse_band.h"
 
 namespace resgrow {
@@ -8,6 +10,8 @@ namespace {
 
 constexpr int64_t kBandBytes = 256 << 10;  // half of a common second-level cache
 constexpr int64_t kTileBytes = 24 << 10;   // of a common first-level cache
+constexpr int64_t kCollectedBytes = 128 << 10;
+constexpr int64_t kUncached = 8 << 20;
 
 // Input that is needed next and still to be asked for.
 template <class T>
@@ -59,8 +63,14 @@ class Forward {
     const int64_t threads = at::get_num_threads();
     const int64_t shares =
         bands >= 4 * threads || threads == 1 ? 1 : std::min(pieces, ceil_div(4 * threads, bands));
+    const int64_t row_size = s_.out_width * s_.outputs;
+    // Vectors of outputs land far apart. An output that no cache holds is written in its own order,
+    // from rows collected first.
+    const int64_t size = s_.samples * s_.out_height * row_size * sizeof(T);
+    const bool collected = shares == 1 && size >= kUncached &&
+                           together_ * row_size * int64_t(sizeof(T)) <= kCollectedBytes;
     at::parallel_for(0, bands * shares, 1, [&](int64_t begin, int64_t end) {
-      Scratch<T> packed(band_.size());
+      Scratch<T> packed(band_.size()), rows_out(collected ? together_ * row_size : 0);
       int64_t ready = -1;
       for (int64_t task = begin; task < end; ++task) {
         const int64_t number = task / shares, share = task % shares;
@@ -71,14 +81,16 @@ class Forward {
           ready = number;
         }
         Ahead<T> ahead = next_band(x, task + 1 < end ? (task + 1) / shares : number, number);
-        T* target = y + (sample * s_.out_height + first) * s_.out_width * s_.outputs;
         const int64_t rows = std::min(band_.rows, s_.out_height - first);
         for (int64_t row = 0; row < rows; row += together_) {
+          T* target = y + (sample * s_.out_height + first + row) * row_size;
+          const int64_t count = std::min(together_, rows - row);
           for (int64_t piece = pieces * share / shares; piece < pieces * (share + 1) / shares;
                ++piece) {
-            outputs(packed.data() + row * band_.x_row(), std::min(together_, rows - row), piece,
-                    target + row * s_.out_width * s_.outputs, &ahead);
+            outputs(packed.data() + row * band_.x_row(), count, piece,
+                    collected ? rows_out.data() : target, &ahead);
           }
+          if (collected) std::memcpy(target, rows_out.data(), count * row_size * sizeof(T));
         }
       }
     });
