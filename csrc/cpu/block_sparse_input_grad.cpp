@@ -11,7 +11,8 @@
 namespace resgrow {
 namespace {
 
-constexpr int64_t kRegionBytes = 512 << 10;  // of gathered output gradients: half of the cache
+constexpr int64_t kRegionBytes =
+    1 << 20;  // of gathered output gradients: a common second-level cache
 
 int64_t floor_div(int64_t a, int64_t b) {
   return a >= 0 ? a / b : -ceil_div(-a, b);
