@@ -126,9 +126,10 @@ class Forward {
     a.positive = at(epilogue_.positive);
     a.negative = at(epilogue_.negative);
     const int64_t rest = rows % tile_rows_;
-    const Run row_runs[2] = {{0, tile_rows_, rows / tile_rows_}, {rows - rest, rest, rest > 0}};
-    for (const Run& r : row_runs) {
-      for (const Run& c : cols_) {
+    const BlockSparseRun row_runs[2] = {{0, tile_rows_, rows / tile_rows_},
+                                        {rows - rest, rest, rest > 0}};
+    for (const BlockSparseRun& r : row_runs) {
+      for (const BlockSparseRun& c : cols_) {
         if (r.count == 0) continue;
         a.row_tiles = r.count;
         a.col_tiles = c.count;
@@ -148,7 +149,7 @@ class Forward {
   const BlockSparseBand band_;
   const Scratch<int> offsets_;
   const int width_;
-  std::vector<Run> cols_;
+  std::vector<BlockSparseRun> cols_;
   int64_t tile_rows_, together_;
 };
 

@@ -3,20 +3,14 @@
 #include <ATen/Parallel.h>
 
 #include <array>
-#include <map>
-#include <numeric>
 
-#include "cpu/block_sparse_shape.h"
+#include "cpu/block_sparse_axis.h"
 
 namespace resgrow {
 namespace {
 
 constexpr int64_t kRegionBytes =
     1 << 20;  // of gathered output gradients: a common second-level cache
-
-int64_t floor_div(int64_t a, int64_t b) {
-  return a >= 0 ? a / b : -ceil_div(-a, b);
-}
 
 // The entries in the order in which the kernel walks them, lists of one row of blocks and one tap.
 template <class T>
@@ -44,48 +38,7 @@ struct Lists {
   }
 };
 
-// One dimension of a tile: which output row a tap of an input row reads.
-struct Axis {
-  int64_t size, tile, tiles, kernel, stride, padding, dilation, outputs;
-
-  bool whole() const { return tiles == 1; }
-  // The output that a tap reads at a position, counted from the tile's first one. None where the
-  // stride passes over it, or outside of an image that is one tile.
-  bool reads(int64_t position, int64_t tap, int64_t* output) const {
-    const int64_t at = position + padding - tap * dilation;
-    *output = floor_div(at, stride);
-    return *output * stride == at && !(whole() && (*output < 0 || *output >= outputs));
-  }
-  int64_t first_output(int64_t position) const {
-    return floor_div(position + padding - (kernel - 1) * dilation, stride);
-  }
-  int64_t last_output(int64_t position) const { return floor_div(position + padding, stride); }
-  // Which taps read something at this position.
-  std::vector<bool> valid(int64_t position) const {
-    std::vector<bool> taps(kernel);
-    int64_t output;
-    for (int64_t tap = 0; tap < kernel; ++tap) taps[tap] = reads(position, tap, &output);
-    return taps;
-  }
-};
-
-// Positions of a tile that read the same taps at the same distance share a class.
-struct Classes {
-  std::vector<int> of;             // class of each position
-  std::vector<int64_t> positions;  // one position of each class
-
-  Classes() = default;
-  explicit Classes(const Axis& axis) {
-    std::map<std::pair<std::vector<bool>, int64_t>, int> known;
-    for (int64_t position = 0; position < axis.tile; ++position) {
-      const auto [found, fresh] =
-          known.emplace(std::make_pair(axis.valid(position), position % axis.stride), known.size());
-      if (fresh) positions.push_back(position);
-      of.push_back(found->second);
-    }
-  }
-};
-
+// The lists of entries that a position reads, and where in a region of gathered gradients.
 struct Reads {
   std::vector<int> offsets, first, last;
 };
@@ -104,8 +57,8 @@ class InputGrad {
     choose_tiles();
     choose_region();
     pitch_ = outputs_of(cols_, region_[1]);
-    row_classes_ = Classes(rows_);
-    col_classes_ = Classes(cols_);
+    row_classes_ = BlockSparseClasses(rows_);
+    col_classes_ = BlockSparseClasses(cols_);
     for (const int64_t row : row_classes_.positions) {
       for (const int64_t col : col_classes_.positions) reads_.push_back(reads_of(row, col));
     }
@@ -127,13 +80,13 @@ class InputGrad {
   }
 
  private:
-  Axis axis(int d, int64_t tile) const {
+  BlockSparseAxis axis(int d, int64_t tile) const {
     const int64_t size = d == 0 ? s_.height : s_.width;
     return {
         size,         tile,          ceil_div(size, tile), s_.kernel[d],
         s_.stride[d], s_.padding[d], s_.dilation[d],       d == 0 ? s_.out_height : s_.out_width};
   }
-  static int64_t outputs_of(const Axis& a, int64_t positions) {
+  static int64_t outputs_of(const BlockSparseAxis& a, int64_t positions) {
     return ceil_div(positions + (a.kernel - 1) * a.dilation, a.stride) + 1;
   }
 
@@ -146,7 +99,7 @@ class InputGrad {
           return axis(d,
                       std::min(size, ceil_div(ceil_div(size, parts), s_.stride[d]) * s_.stride[d]));
         };
-        const Axis rows = tile(0, s_.height, down), cols = tile(1, s_.width, across);
+        const BlockSparseAxis rows = tile(0, s_.height, down), cols = tile(1, s_.width, across);
         const double vectors = ceil_div(s_.samples * rows.tiles * cols.tiles, lanes_);
         // Gathering an output costs about as much as an eighth of a position's products.
         const double cost = vectors * (rows.tile * cols.tile + .125 * outputs_of(rows, rows.tile) *
@@ -164,9 +117,9 @@ class InputGrad {
   void choose_region() {
     const int64_t room = kRegionBytes / (outputs_ * lanes_ * int64_t(sizeof(T)));
     double best = 0;
-    for (int64_t down = 1; down <= rows_.tile; ++down) {
-      for (int64_t across = 1; across <= cols_.tile; ++across) {
-        const int64_t high = ceil_div(rows_.tile, down), wide = ceil_div(cols_.tile, across);
+    for (const int64_t high : even_parts(rows_.tile)) {
+      for (const int64_t wide : even_parts(cols_.tile)) {
+        const int64_t down = ceil_div(rows_.tile, high), across = ceil_div(cols_.tile, wide);
         const int64_t size = outputs_of(rows_, high) * outputs_of(cols_, wide);
         const double cost = double(size) * down * across;
         if (size <= room && (best == 0 || cost < best)) {
@@ -264,10 +217,10 @@ class InputGrad {
   const BlockSparseKernels<T>& kernels_;
   const int64_t lanes_, channels_, outputs_;
   const int width_;
-  Axis rows_, cols_;
+  BlockSparseAxis rows_, cols_;
   std::array<int64_t, 2> region_;
   int64_t pitch_;  // gathered outputs in a row of a region
-  Classes row_classes_, col_classes_;
+  BlockSparseClasses row_classes_, col_classes_;
   std::vector<Reads> reads_;  // of each pair of classes
 };
 

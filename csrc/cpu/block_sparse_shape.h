@@ -140,15 +140,15 @@ int width_index(const BlockSparseShape& s) {
   return index;
 }
 
-struct Run {
+struct BlockSparseRun {
   int64_t start, size, count;  // `count` tiles of `size`
 };
 
 // `total` as tiles of two sizes at most, as even as they can be, none above `most`.
-inline std::vector<Run> even_runs(int64_t total, int64_t most) {
+inline std::vector<BlockSparseRun> even_runs(int64_t total, int64_t most) {
   const int64_t tiles = ceil_div(total, most), size = ceil_div(total, tiles);
   const int64_t smaller = tiles * size - total, larger = tiles - smaller;
-  std::vector<Run> runs = {{0, size, larger}};
+  std::vector<BlockSparseRun> runs = {{0, size, larger}};
   if (smaller > 0) runs.push_back({larger * size, size - 1, smaller});
   return runs;
 }

@@ -104,7 +104,7 @@ class WeightGrad {
     a.g = g;
     const int64_t first = starts_[row] * s_.block_in;
     if (first == last) return;
-    for (const Run& run : even_runs(last - first, kernels_.max_entries[width_])) {
+    for (const BlockSparseRun& run : even_runs(last - first, kernels_.max_entries[width_])) {
       for (int64_t i = 0; i < run.count; ++i) {
         const int64_t entry = first + run.start + i * run.size;
         a.offsets = offsets_.data() + entry;

@@ -39,6 +39,12 @@ void block_sparse_spread(const BlockSparseSpread<T>& args) {
   }
 }
 
+#if defined(__clang__)
+#  define RESGROW_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#  define RESGROW_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Masks{__VA_ARGS__})
+#endif
+
 // 0, 1, ... N - 1 as template arguments: masks of shuffles must be literals to become the one
 // instruction that they are.
 template <int N, int... K>
@@ -64,13 +70,13 @@ struct CountTo<0, K...> {
 
     template <int SIZE>
     __attribute__((always_inline)) static void interleave(V& a, V& b) {
-      const V low = __builtin_shuffle(a, b, Masks{interleaved(K, SIZE, false)...});
-      b = __builtin_shuffle(a, b, Masks{interleaved(K, SIZE, true)...});
+      const V low = RESGROW_SHUFFLE(a, b, interleaved(K, SIZE, false)...);
+      b = RESGROW_SHUFFLE(a, b, interleaved(K, SIZE, true)...);
       a = low;
     }
     __attribute__((always_inline)) static void alternate(V& a, V& b) {
-      const V even = __builtin_shuffle(a, b, Masks{alternate(K, false)...});
-      b = __builtin_shuffle(a, b, Masks{alternate(K, true)...});
+      const V even = RESGROW_SHUFFLE(a, b, alternate(K, false)...);
+      b = RESGROW_SHUFFLE(a, b, alternate(K, true)...);
       a = even;
     }
   };
