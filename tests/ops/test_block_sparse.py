@@ -12,7 +12,7 @@ from torch import Tensor
 
 from resgrow import ops
 from resgrow.ops import reference
-from resgrow.ops.block_index import block_index, mask_shape, pack, unpack
+from resgrow.ops.block_index import block_index, mask_shape, pack
 from resgrow.ops.block_sparse import packed_conv2d
 
 NATIVE = torch.ops.resgrow
@@ -252,16 +252,6 @@ def test_activation_before_the_output_is_stored(case: str, dtype: torch.dtype, i
     if case != "depthwise":
         with pytest.raises(RuntimeError, match="it is for inference"):
             packed_conv2d(args[0].clone().requires_grad_(), *args[1:], **options, slopes=(single[3], single[4]))
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_pack_and_unpack_undo_each_other(block: tuple[int, int]) -> None:
-    weight = draw(37, 21, 3, 2)
-    mask = draw_mask(weight.shape, block)
-    index = block_index(mask, block)
-    assert index.shape == (4, int(mask.sum()))
-    present = reference.block_mask(mask, weight.shape, block)
-    assert torch.equal(unpack(pack(weight, index, block), index, weight.shape), weight * present)
 
 
 def test_refuses_what_does_not_fit() -> None:
