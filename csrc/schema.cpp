@@ -30,4 +30,21 @@ TORCH_LIBRARY(resgrow, m) {
   m.def(
       "tristate_relu_backward(Tensor grad, Tensor x, Tensor w, Tensor d, bool need_x, "
       "bool need_gates) -> (Tensor, Tensor, Tensor)");
+
+  // block_sparse: products that skip absent blocks. values: (blocks, bi, bo), the present ones in
+  // the order of index: (4, blocks). Each of the first three is linear in both of its tensors, and
+  // the other two are its derivatives; the last is for inference.
+  m.def(
+      "block_sparse_conv2d(Tensor x, Tensor values, Tensor index, Tensor? bias, int outputs, "
+      "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor");
+  m.def(
+      "block_sparse_conv2d_input_grad(Tensor grad, Tensor values, Tensor index, SymInt[] x_size, "
+      "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor");
+  m.def(
+      "block_sparse_conv2d_weight_grad(Tensor grad, Tensor x, Tensor index, int[2] block, "
+      "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor");
+  m.def(
+      "block_sparse_conv2d_activated(Tensor x, Tensor values, Tensor index, Tensor? bias, "
+      "Tensor positive, Tensor negative, int[2] kernel_size, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups) -> Tensor");
 }

@@ -1,8 +1,10 @@
-"""Native operators: ``squared_grad`` (curvature), ``select`` (thresholds and masks), ``tristate_relu``.
+"""Native operators: ``squared_grad`` (curvature), ``select`` (thresholds and masks), ``tristate_relu`` and
+``block_sparse`` (layers that skip absent blocks).
 
 Each family is one module here; :mod:`resgrow.ops.reference` says in plain torch what every operator means.
 """
 
+from resgrow.ops.block_sparse import block_sparse_conv2d, block_sparse_linear, block_sparse_probe
 from resgrow.ops.select import select_mask, select_threshold
 from resgrow.ops.squared_grad import (
     squared_grad_bias,
@@ -16,6 +18,9 @@ from resgrow.ops.squared_grad import (
 from resgrow.ops.tristate_relu import tristate_relu
 
 __all__ = [
+    "block_sparse_conv2d",
+    "block_sparse_linear",
+    "block_sparse_probe",
     "select_mask",
     "select_threshold",
     "squared_grad_bias",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 
 def squared_grad_linear(x: Tensor, grad: Tensor) -> Tensor:
@@ -152,3 +153,64 @@ def tristate_relu_backward(grad: Tensor, x: Tensor, w: Tensor, d: Tensor) -> tup
     grad_w = (grad * slope * x).sum(other)
     grad_d = torch.where(positive, torch.zeros_like(x), grad * width * x).sum()
     return grad * width * slope, grad_w.to(w.dtype), grad_d.to(d.dtype)
+
+
+def block_mask(mask: Tensor, shape: Sequence[int], block: tuple[int, int]) -> Tensor:
+    """``mask`` over blocks as a boolean tensor like the weight: ``M[o, i, ...] = mask[o // bo, i // bi, ...]``.
+
+    mask: ``(ceil(O / bo), ceil(I / bi), *k)``; shape: the weight's, ``(O, I, *k)``. Ragged at the upper edges.
+    """
+    spread = mask.repeat_interleave(block[0], 0)[: shape[0]]
+    return spread.repeat_interleave(block[1], 1)[:, : shape[1]]
+
+
+def block_sparse_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    block: tuple[int, int] = (16, 1),
+) -> Tensor:
+    """``conv2d(x, weight where M else 0, bias, ...)`` with ``M`` from :func:`block_mask`.
+
+    x: ``(N, C, H, W)``; weight: ``(O, C / groups, kh, kw)``; mask: bool,
+    ``(ceil(O / bo), ceil(C / groups / bi), kh, kw)``. The gradient of an absent weight is zero.
+    """
+    present = block_mask(mask, weight.shape, block)
+    masked = torch.where(present, weight, torch.zeros_like(weight))
+    return F.conv2d(x, masked, bias, stride, padding, dilation, groups)
+
+
+def block_sparse_linear(
+    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None, block: tuple[int, int] = (16, 1)
+) -> Tensor:
+    """``linear(x, weight where M else 0, bias)``.
+
+    x: ``(*, I)``; weight: ``(O, I)``; mask: bool ``(ceil(O / bo), ceil(I / bi))``.
+    """
+    present = block_mask(mask, weight.shape, block)
+    return F.linear(x, torch.where(present, weight, torch.zeros_like(weight)), bias)
+
+
+def block_sparse_probe(
+    grad: Tensor,
+    x: Tensor,
+    mask: Tensor,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    block: tuple[int, int] = (16, 1),
+) -> Tensor:
+    """The weight gradient of a *dense* convolution at the blocks that ``mask`` names, zero elsewhere.
+
+    grad: ``(N, O, Ho, Wo)`` at the output; x: ``(N, C, H, W)``. Returns ``(O, C / groups, kh, kw)``: what absent blocks
+    would have as gradient if they were present and zero.
+    """
+    shape = (grad.shape[1], x.shape[1] // groups, *mask.shape[2:])
+    dense = conv2d_weight(x, shape, grad, stride, padding, dilation, groups)
+    return dense * block_mask(mask, shape, block)

@@ -3,6 +3,7 @@
 // processor than the rest and must not emit shared inline functions.
 #pragma once
 
+#include "cpu/kernels/block_sparse_args.h"
 #include "cpu/kernels/select_args.h"
 #include "cpu/kernels/squared_grad_args.h"
 #include "cpu/kernels/tristate_relu_args.h"
@@ -11,6 +12,8 @@ namespace resgrow {
 
 struct KernelTable {
   int vector_bytes;
+  BlockSparseKernels<float> block_sparse_float;
+  BlockSparseKernels<double> block_sparse_double;
   SquaredGradKernels<float> squared_grad_float;
   SquaredGradKernels<double> squared_grad_double;
   SelectKernels select_float, select_double, select_bfloat16;

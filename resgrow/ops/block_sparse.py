@@ -1,0 +1,287 @@
+"""Convolution and linear layers that skip the absent blocks of their weight, forward and backward.
+
+A *block* is ``bo`` output by ``bi`` input channels of one kernel tap; a mask says which are present. The cost of a
+product, of its input gradient and of its weight gradient is proportional to the number of present blocks.
+:mod:`resgrow.ops.reference` states the same in plain torch.
+
+Common to all functions
+    * ``x``: float32, float64 or bfloat16 (accumulated in float32), any strides; channels_last is fastest, and the
+      result has the memory format of ``x``. Results do not depend on the number of threads.
+    * Differentiable any number of times, backward and forward, in everything floating.
+    * Blocks of a multiple of 4 outputs have kernels; (16, 1) and (16, 16) are fastest. Other blocks, and grouped
+      convolutions whose groups the blocks do not divide (depthwise ones among them), are computed densely by torch.
+    * bfloat16 under autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
+
+from resgrow import _load  # noqa: F401  (registers torch.ops.resgrow)
+from resgrow.ops.block_index import block_index, check_block, check_mask, pack, unpack
+
+_OPS = torch.ops.resgrow
+
+
+def block_sparse_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    block: tuple[int, int] = (16, 1),
+) -> Tensor:
+    """``conv2d(x, weight where present else 0, bias, stride, padding, dilation, groups)``.
+
+    Args:
+        x: ``(N, C, H, W)``.
+        weight: ``(O, C / groups, kh, kw)``, dense. What absent blocks hold is ignored; their gradient is zero.
+        mask: bool ``(ceil(O / bo), ceil(C / groups / bi), kh, kw)``, True where a block is present; ragged at the
+            upper edges.
+        bias: ``(O,)`` or None.
+        stride, padding, dilation: int or pair (height, width).
+        groups: divides ``C`` and ``O``.
+        block: ``(bo, bi)``.
+
+    Returns:
+        ``(N, O, Ho, Wo)`` of the dtype of ``x``.
+
+    Every call finds the present blocks and gathers them. Modules that keep them packed
+    (:class:`resgrow.nn.BlockSparseConv2d`) do neither.
+
+    Raises:
+        ValueError: shapes or settings that do not belong together.
+        TypeError: mask is not bool; dtypes that differ, or other than float32, float64 and bfloat16.
+    """
+    op = "block_sparse_conv2d"
+    block = check_block(op, block)
+    if weight.dim() != 4:
+        raise ValueError(f"{op}: weight must be (O, C / groups, kh, kw) (got {tuple(weight.shape)})")
+    check_mask(op, mask, weight.shape, block)
+    index = block_index(mask, block)
+    values = pack(weight, index, block)
+    return packed_conv2d(x, values, index, bias, tuple(weight.shape), stride, padding, dilation, groups)
+
+
+def block_sparse_linear(
+    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None, block: tuple[int, int] = (16, 1)
+) -> Tensor:
+    """``linear(x, weight where present else 0, bias)``.
+
+    Args:
+        x: ``(*, I)``.
+        weight: ``(O, I)``, dense. What absent blocks hold is ignored; their gradient is zero.
+        mask: bool ``(ceil(O / bo), ceil(I / bi))``, True where a block is present.
+        bias: ``(O,)`` or None.
+        block: ``(bo, bi)``.
+
+    Returns:
+        ``(*, O)`` of the dtype of ``x``.
+
+    Raises:
+        ValueError, TypeError: as :func:`block_sparse_conv2d`.
+    """
+    op = "block_sparse_linear"
+    block = check_block(op, block)
+    if weight.dim() != 2:
+        raise ValueError(f"{op}: weight must be (O, I) (got {tuple(weight.shape)})")
+    check_mask(op, mask, weight.shape, block)
+    index = block_index(mask, block)
+    return packed_linear(x, pack(weight, index, block), index, bias, tuple(weight.shape))
+
+
+def block_sparse_probe(
+    grad: Tensor,
+    x: Tensor,
+    mask: Tensor,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    block: tuple[int, int] = (16, 1),
+) -> Tensor:
+    """The weight gradient at the blocks that ``mask`` names, present or absent, and zero elsewhere.
+
+    What a block would have as gradient if it were present: growth asks this of absent ones.
+
+    Args:
+        grad: ``(N, O, Ho, Wo)``, the gradient at the output.
+        x: ``(N, C, H, W)``, the input.
+        mask: bool ``(ceil(O / bo), ceil(C / groups / bi), kh, kw)``, the blocks asked for.
+        stride, padding, dilation, groups, block: as :func:`block_sparse_conv2d`.
+
+    Returns:
+        ``(O, C / groups, kh, kw)``.
+    """
+    op = "block_sparse_probe"
+    block = check_block(op, block)
+    shape = (grad.shape[1], x.shape[1] // groups, *mask.shape[2:])
+    check_mask(op, mask, shape, block)
+    settings = _settings(op, stride, padding, dilation)
+    if not has_kernel(shape, block, groups):
+        strides, margins, dilations = (tuple(v) for v in settings)
+        dense = conv2d_weight(x, shape, grad, strides, margins, dilations, groups)
+        spread = mask.repeat_interleave(block[0], 0)[: shape[0]].repeat_interleave(block[1], 1)[:, : shape[1]]
+        return dense * spread
+    index = block_index(mask, block)
+    values = _OPS.block_sparse_conv2d_weight_grad(grad, x, index, block, shape[2:], *settings, groups)
+    return unpack(values, index, shape)
+
+
+def has_kernel(shape: Sequence[int], block: tuple[int, int], groups: int = 1) -> bool:
+    """Whether blocks of a weight ``(O, I / groups, *k)`` are skipped, or computed densely as zeros."""
+    if block[0] % 4:
+        return False
+    return groups == 1 or (shape[0] // groups % block[0] == 0 and shape[1] % block[1] == 0)
+
+
+def packed_conv2d(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    bias: Tensor | None,
+    shape: tuple[int, ...],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    slopes: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """:func:`block_sparse_conv2d` of a weight of ``shape`` given by its present blocks.
+
+    Args:
+        values: ``(blocks, bi, bo)`` in the order of ``index``, see :func:`resgrow.ops.block_index.pack`.
+        index: int32 ``(4, blocks)``, see :func:`resgrow.ops.block_index.block_index`.
+        slopes: for inference, an activation applied before the output is stored: two ``(O,)`` tensors of the dtype of
+            ``x``, by which outputs ``>= 0`` and ``< 0`` are multiplied. ReLU is ones and zeros, tri-state ReLU ``w'``
+            and ``w' d'``.
+
+    Raises:
+        RuntimeError: slopes where a gradient is needed.
+    """
+    settings = _settings("block_sparse_conv2d", stride, padding, dilation)
+    channels = shape[1] * groups
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(
+            f"block_sparse_conv2d: x must be (N, C, H, W) and must have {channels} channels (got {tuple(x.shape)})"
+        )
+    block = (values.shape[2], values.shape[1])
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, values, bias = x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
+        slopes = None if slopes is None else (slopes[0].to(dtype), slopes[1].to(dtype))
+    if not has_kernel(shape, block, groups):
+        stride, padding, dilation = settings
+        y = F.conv2d(x, unpack(values, index, shape), bias, stride, padding, dilation, groups)
+        if slopes is None:
+            return y
+        positive, negative = (slope.view(1, -1, 1, 1) for slope in slopes)
+        return y * torch.where(y >= 0, positive, negative)
+    if slopes is not None:
+        return _OPS.block_sparse_conv2d_activated(x, values, index, bias, *slopes, shape[2:], *settings, groups)
+    return _OPS.block_sparse_conv2d(x, values, index, bias, shape[0], shape[2:], *settings, groups)
+
+
+def packed_linear(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """:func:`block_sparse_linear` of a weight of ``shape`` given by its present blocks."""
+    if x.dim() < 1 or x.shape[-1] != shape[1]:
+        raise ValueError(f"block_sparse_linear: x must be (*, {shape[1]}) (got {tuple(x.shape)})")
+    images = x.reshape(-1, shape[1], 1, 1)
+    y = packed_conv2d(images, values, index, bias, (*shape, 1, 1))
+    return y.reshape(*x.shape[:-1], shape[0])
+
+
+def _settings(op: str, *values: int | Sequence[int]) -> list[list[int]]:
+    pairs = []
+    for name, value in zip(("stride", "padding", "dilation"), values, strict=True):
+        pair = [value, value] if isinstance(value, int) else list(value)
+        if len(pair) != 2:
+            raise ValueError(f"{op}: {name} must be an int or a pair (got {value!r})")
+        pairs.append(pair)
+    return pairs
+
+
+@torch.library.register_fake("resgrow::block_sparse_conv2d")
+def _(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    bias: Tensor | None,
+    outputs: int,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    sides = _sides(x, kernel_size, stride, padding, dilation)
+    return _laid_out_like(x, (x.shape[0], outputs, *sides))
+
+
+@torch.library.register_fake("resgrow::block_sparse_conv2d_activated")
+def _(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    bias: Tensor | None,
+    positive: Tensor,
+    negative: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    sides = _sides(x, kernel_size, stride, padding, dilation)
+    return _laid_out_like(x, (x.shape[0], positive.shape[0], *sides))
+
+
+@torch.library.register_fake("resgrow::block_sparse_conv2d_input_grad")
+def _(
+    grad: Tensor,
+    values: Tensor,
+    index: Tensor,
+    x_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return _laid_out_like(grad, x_size)
+
+
+@torch.library.register_fake("resgrow::block_sparse_conv2d_weight_grad")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    index: Tensor,
+    block: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return x.new_empty((index.shape[1], block[1], block[0]))
+
+
+def _sides(
+    x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    return [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1 for i in range(2)
+    ]
+
+
+def _laid_out_like(t: Tensor, shape: Sequence[int]) -> Tensor:
+    format_ = torch._prims_common.suggest_memory_format(t)
+    return torch.empty(shape, dtype=t.dtype, device=t.device, memory_format=format_)
