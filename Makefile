@@ -53,10 +53,10 @@ $(VENV)/.built: $(VENV)/.created $(NATIVE)
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.test: $(VENV)/.built
-	$(PIP) --no-build-isolation --editable ".[test]"
-	touch $@
+# The packages of an extra alone: `pip install ".[test]"` would compile the extension once more.
+extra = $$($(PY) -c 'from importlib.metadata import requires; \
+	print(*(r.partition(";")[0].replace(" ", "") for r in requires("resgrow") if "$(1)" in r.partition(";")[2]))')
 
-$(VENV)/.lint: $(VENV)/.built
-	$(PIP) --no-build-isolation --editable ".[lint]"
+$(VENV)/.test $(VENV)/.lint $(VENV)/.models: $(VENV)/.%: $(VENV)/.built
+	$(PIP) $(call extra,$*)
 	touch $@
