@@ -194,6 +194,7 @@ def plot(found: Found, settings: tuple[Setting, ...], path: Path) -> None:
     from matplotlib import pyplot
     from PIL import Image
 
+    colors = pyplot.get_cmap("tab20").colors
     figure, axes = pyplot.subplots(2, (len(settings) + 1) // 2, figsize=(9, 7), sharey=True, squeeze=False)
     for axis, setting in zip(axes.flat, settings, strict=False):
         for index, name in enumerate(CRITERIA):
@@ -201,15 +202,15 @@ def plot(found: Found, settings: tuple[Setting, ...], path: Path) -> None:
                 continue
             values = [found[setting.title, name, s] for s in setting.sparsities]
             x = [100 * s for s in setting.sparsities]
-            axis.plot(x, [mean(v) for v in values], marker=".", linewidth=1.2, color=f"C{index}", label=name)
-            axis.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=f"C{index}", alpha=0.07)
+            axis.plot(x, [mean(v) for v in values], marker=".", linewidth=1.2, color=colors[index], label=name)
+            axis.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=colors[index], alpha=0.07)
         axis.set(title=setting.title, xlabel="removed, %", ylabel="test accuracy, %", ylim=(0, 101))
         axis.legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
     with Image.open(path) as image:  # a palette takes a third of the bytes
-        small = image.convert("RGB").quantize(64)
+        small = image.convert("RGB").quantize(128)
     small.save(path, optimize=True)
 
 
