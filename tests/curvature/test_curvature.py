@@ -102,6 +102,41 @@ def test_ggn_equals_the_hessian_of_a_relu_network_without_curved_norms():
     )
 
 
+class Skip(nn.Module):
+    """A residual add and a concatenation behind batch norms with fixed statistics."""
+
+    def __init__(self, *body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.norm = nn.Sequential(*body), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x + self.norm(self.body(x)))
+        return torch.cat([x, -x], 1)
+
+
+PIECEWISE_LINEAR = {
+    "residual, batch norm": lambda: [Skip(nn.Conv2d(4, 4, 3, padding=1)), nn.AdaptiveAvgPool2d(1)],
+    "grouped, strided": lambda: [nn.Conv2d(4, 8, 2, 2, groups=2), nn.LeakyReLU(0.2), nn.MaxPool2d(2)],
+    "depthwise, dilated": lambda: [nn.Conv2d(4, 8, 2, dilation=2, groups=4), nn.ReLU(), nn.AvgPool2d(2)],
+    "transposed": lambda: [nn.ConvTranspose2d(4, 8, 2, 2), nn.ReLU(), nn.AdaptiveMaxPool2d(1)],
+}
+
+
+@pytest.mark.parametrize("name", PIECEWISE_LINEAR)
+def test_ggn_equals_the_hessian_of_networks_piecewise_linear_in_each_layer(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), *PIECEWISE_LINEAR[name](), nn.Flatten(), nn.LazyLinear(3))
+    model(IMAGES[:, :, :4, :4].float())
+    model, x, y = model.double().eval(), IMAGES[:, :, :4, :4], torch.tensor(LABELS)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.uniform_(0.5, 2)
+                module.bias.uniform_(-1, 1)
+    found = curvature(model, nn.CrossEntropyLoss(), (x, y), "ggn")
+    assert_same(found, brute.hessian_diagonal(model, F.cross_entropy, x, y), rtol=1e-10)
+
+
 def test_temperature_is_the_curvature_of_the_softened_loss():
     model, x, y = convnet(), IMAGES, torch.tensor(LABELS)
 
