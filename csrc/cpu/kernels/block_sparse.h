@@ -1,7 +1,8 @@
-// Kernels of block_sparse on grouped activations: the forward product and the weight gradient.
+// Kernel of block_sparse's forward product, on grouped activations, and the table of them all.
 // Included once per instruction set (unit.inc): torch-free and std-free. Expects ISA and
 // VECTOR_BYTES.
 #include "cpu/kernels/block_sparse_args.h"
+#include "cpu/kernels/block_sparse_correlate.h"
 #include "cpu/kernels/block_sparse_lanes.h"
 #include "cpu/kernels/block_sparse_pack.h"
 
@@ -18,8 +19,7 @@ constexpr int kAccumulators = 12;
 constexpr int kAccumulators = 10;
 #endif
 
-constexpr int kMaxRows = 4;     // rows of pixels in one tile
-constexpr int kMaxEntries = 8;  // entries of one weight-gradient tile
+constexpr int kMaxRows = 4;  // rows of pixels in one tile
 
 // An output vector of WIDTH values: one vector, or two where the set's are half as wide.
 template <class T, int WIDTH>
@@ -126,54 +126,11 @@ void block_sparse_tiles(const BlockSparseTiles<T>& args) {
   }
 }
 
-// All entries in turn for every pixel: their accumulators are independent chains of additions.
-template <class T, int WIDTH, int ENTRIES>
-void block_sparse_correlate(const BlockSparseCorrelate<T>& args) {
-  constexpr int lanes = OutputVector<T, WIDTH>::lanes, vectors = OutputVector<T, WIDTH>::vectors;
-  using V = typename Vector<T, lanes>::type;
-  const BlockSparseCorrelate<T> a = args;  // a copy, which no store can be taken to change
-  V acc[ENTRIES][vectors];
-  Int offsets[ENTRIES];
-#pragma GCC unroll 8
-  for (int e = 0; e < ENTRIES; ++e) {
-    offsets[e] = a.offsets[e];
-#pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) acc[e][v] = load<V>(a.out + e * a.out_step + v * lanes);
-  }
-  for (Int row = 0; row < a.rows; ++row) {
-    const T* x = a.x + row * a.x_row;
-    const T* g = a.g + row * a.g_row;
-    for (const T* end = g + a.cols * kGroup; g < end; g += kGroup, x += kGroup) {
-      V grad[vectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) grad[v] = load<V>(g + v * lanes);
-#pragma GCC unroll 8
-      for (int e = 0; e < ENTRIES; ++e) {
-        const T pixel = x[offsets[e]];
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) acc[e][v] += grad[v] * pixel;
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int e = 0; e < ENTRIES; ++e) {
-#pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) store<V>(a.out + e * a.out_step + v * lanes, acc[e][v]);
-  }
-}
-
-// Two vectors an entry: half as many fit in registers where these are 16.
-template <class T, int WIDTH>
-constexpr int correlate_entries() {
-  return VECTOR_BYTES < 64 && OutputVector<T, WIDTH>::vectors == 2 ? kMaxEntries / 2 : kMaxEntries;
-}
-
 constexpr int kTable = 32;
 
 template <class T, int WIDTH>
 struct BlockSparseTable {
   void (*tiles[(kMaxRows + 1) * kTable])(const BlockSparseTiles<T>&) = {};
-  void (*correlate[kMaxEntries + 1])(const BlockSparseCorrelate<T>&) = {};
 
   template <int ROWS, int COLS>
   constexpr void fill_tiles() {
@@ -184,11 +141,6 @@ struct BlockSparseTable {
       fill_tiles<ROWS - 1, OutputVector<T, WIDTH>::pixels / (ROWS - 1)>();
     }
   }
-  template <int ENTRIES>
-  constexpr void fill_correlate() {
-    correlate[ENTRIES] = block_sparse_correlate<T, WIDTH, ENTRIES>;
-    if constexpr (ENTRIES > 1) fill_correlate<ENTRIES - 1>();
-  }
 };
 
 template <class T, int WIDTH>
@@ -196,7 +148,6 @@ constexpr BlockSparseTable<T, WIDTH> make_block_sparse_table() {
   BlockSparseTable<T, WIDTH> table;
   if constexpr (OutputVector<T, WIDTH>::available) {
     table.template fill_tiles<kMaxRows, OutputVector<T, WIDTH>::pixels / kMaxRows>();
-    table.template fill_correlate<correlate_entries<T, WIDTH>()>();
   }
   return table;
 }
@@ -211,12 +162,13 @@ struct BlockSparseInstances {
 template <class T>
 constexpr BlockSparseKernels<T> block_sparse_kernels() {
   using All = BlockSparseInstances<T>;
+  using Correlate = CorrelateInstances<T>;
   return {VECTOR_BYTES / sizeof(T),
           kMaxRows,
           {OutputVector<T, 4>::pixels, OutputVector<T, 8>::pixels, OutputVector<T, 16>::pixels},
           {All::width4.tiles, All::width8.tiles, All::width16.tiles},
-          {correlate_entries<T, 4>(), correlate_entries<T, 8>(), correlate_entries<T, 16>()},
-          {All::width4.correlate, All::width8.correlate, All::width16.correlate},
+          {Correlate::width4.entries, Correlate::width8.entries, Correlate::width16.entries},
+          {Correlate::width4.kernels, Correlate::width8.kernels, Correlate::width16.kernels},
           {block_sparse_spread<T, 4>, block_sparse_spread<T, 8>, block_sparse_spread<T, 16>},
           block_sparse_pack<T>,
           block_sparse_gather<T>,
