@@ -23,13 +23,13 @@ from statistics import mean
 from typing import Any
 
 import torch
+from _accuracy import check, remove, save_plot
 from _digits import RESULTS, Batch, batches, digits, evaluate, heading, network, table, today, train
 from torch import nn
 
 import resgrow
 from resgrow.data import Dataset
 from resgrow.saliency.criteria import METHODS
-from resgrow.surgery import Masks
 
 WIDTH, EPOCHS, RETRAIN_EPOCHS, RETRAIN_RATE = 0.5, 30, 3, 1e-3
 BASELINE = "magnitude"
@@ -108,34 +108,12 @@ def curve(dense: nn.Module, criterion: Criterion, setting: Setting, data: Datase
             scores = scores_of(model, criterion, seen, seed + 1000 * step)
         if not setting.iterative:
             model = copy.deepcopy(dense)
-        masks = remove(model, scores, criterion, setting, sparsity, masks if setting.iterative else None)
+        before = masks if setting.iterative else None
+        masks = remove(model, scores, sparsity, setting.block, before, scope=criterion.scope)
         if setting.iterative:
             train(model, data, RETRAIN_EPOCHS, seed + 1000 * step, RETRAIN_RATE, masks)
-        check(model, masks, setting, sparsity)
+        check(model, masks, setting.block, sparsity)
         yield evaluate(model, data.test_x, data.test_y)[1]
-
-
-def remove(
-    model: nn.Module, scores: Any, criterion: Criterion, setting: Setting, sparsity: float, before: Masks | None
-) -> Masks:
-    """Prunes; what went before goes first, whatever its score."""
-    for name, mask in (before or {}).items():
-        if name in scores:
-            scores[name] = scores[name].masked_fill(~mask, min(0.0, scores[name].min().item()) - 1)
-    masks = resgrow.prune(model, scores, sparsity=sparsity, block=setting.block, scope=criterion.scope)
-    if before is not None:
-        came_back = sum(int((masks[name] & ~mask).sum()) for name, mask in before.items())
-        assert came_back == 0, f"{came_back} removed weights came back"
-    return masks
-
-
-def check(model: nn.Module, masks: Masks, setting: Setting, sparsity: float) -> None:
-    """The sparsity is what it says, and what was removed is zero, also after training."""
-    removed = 1 - masks.density()
-    slack = 0.08 if setting.block == "channel" else 0.002  # a channel goes whole; layers round one by one
-    assert sparsity - 0.002 <= removed <= sparsity + slack, f"asked for {sparsity}, removed {removed}"
-    for name, mask in masks.items():
-        assert not model.get_parameter(name)[~mask].any(), f"removed weights of {name} are not zero"
 
 
 def run(seeds: int, epochs: int, settings: tuple[Setting, ...]) -> tuple[Found, list[float]]:
@@ -192,7 +170,6 @@ def plot(found: Found, settings: tuple[Setting, ...], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from PIL import Image
 
     colors = pyplot.get_cmap("tab20").colors
     figure, axes = pyplot.subplots(2, (len(settings) + 1) // 2, figsize=(9, 7), sharey=True, squeeze=False)
@@ -207,11 +184,8 @@ def plot(found: Found, settings: tuple[Setting, ...], path: Path) -> None:
         axis.set(title=setting.title, xlabel="removed, %", ylabel="test accuracy, %", ylim=(0, 101))
         axis.legend(fontsize=6)
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    save_plot(figure, path)
     pyplot.close(figure)
-    with Image.open(path) as image:  # a palette takes a third of the bytes
-        small = image.convert("RGB").quantize(128)
-    small.save(path, optimize=True)
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ import copy
 import time
 
 import torch
-from torch import Tensor, nn
+from _accuracy import accuracy
+from torch import nn
 from torch.nn import functional as F
 
 import resgrow
@@ -36,12 +37,6 @@ def train(data: Dataset, seed: int) -> nn.Module:
             F.cross_entropy(model(data.train_x[batch]), data.train_y[batch]).backward()
             optimizer.step()
     return model.eval()
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    right = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(1000), y.split(1000), strict=True))
-    return 100 * right / len(y)
 
 
 def main() -> None:
