@@ -12,7 +12,7 @@ import torch
 from resgrow._load import _C
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name; Linux keeps it in /proc/cpuinfo only."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "compiler": str(_C.build_info()["compiler"]),
         "instruction set": str(_C.cpu_isa()),
-        "processor": _processor(),
+        "processor": processor(),
         "platform": platform.platform(),
     }
 
