@@ -14,150 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resgrow.nn.block_sparse_base import BlockSparseLayer, present_blocks
 from resgrow.ops import block_sparse as ops
-from resgrow.ops.block_index import block_index, check_block, check_mask, mask_shape, pack, unpack
-
-
-class _BlockSparse(nn.Module):
-    """What both layers share: the compact parameter, its mask, and their dense form."""
-
-    values: nn.Parameter
-    index: Tensor
-    mask: Tensor
-    bias: nn.Parameter | None
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, mask: Tensor, block: Sequence[int]) -> None:
-        super().__init__()
-        self.block = check_block(type(self).__name__, block)
-        self.shape = tuple(weight.shape)
-        mask = self._checked(mask)
-        self.register_buffer("mask", mask.clone())
-        self.register_buffer("index", block_index(mask, self.block), persistent=False)
-        self.values = nn.Parameter(self._pack(weight), requires_grad=weight.requires_grad)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-
-    def _checked(self, mask: Tensor) -> Tensor:
-        """``mask`` over blocks; one over single weights is accepted where it is constant within every block."""
-        op = type(self).__name__
-        device = self.values.device if "values" in self._parameters else mask.device
-        if isinstance(mask, Tensor) and mask.dtype == torch.bool and tuple(mask.shape) == self.shape:
-            rows, columns = (torch.arange(0, size, step) for size, step in zip(self.shape, self.block, strict=False))
-            pooled = mask[rows.to(mask.device)][:, columns.to(mask.device)]
-            spread = pooled.repeat_interleave(self.block[0], 0)[: self.shape[0]]
-            if not torch.equal(spread.repeat_interleave(self.block[1], 1)[:, : self.shape[1]], mask):
-                raise ValueError(
-                    f"{op}: a mask over weights must be constant within every block (got one that cuts blocks "
-                    f"{self.block}); prune with block={self.block}"
-                )
-            mask = pooled
-        check_mask(op, mask, self.shape, self.block)
-        return mask.to(device)
-
-    def _pack(self, weight: Tensor, index: Tensor | None = None) -> Tensor:
-        return pack(weight.detach(), self.index if index is None else index, self.block).contiguous()
-
-    def dense_weight(self) -> Tensor:
-        """The weight, zero in absent blocks; differentiable in ``values``."""
-        return unpack(self.values, self.index, self.shape)
-
-    def density(self) -> float:
-        """Fraction of the blocks that is present."""
-        return self.mask.float().mean().item() if self.mask.numel() else 0.0
-
-    @torch.no_grad()
-    def set_mask(
-        self, mask: Tensor, optimizer: torch.optim.Optimizer | None = None, weight: Tensor | None = None
-    ) -> None:
-        """Changes which blocks are present, in place: ``values`` stays the same parameter and takes a new length.
-
-        Blocks that stay keep their values. Blocks that come are zero, or what ``weight`` holds there.
-
-        Args:
-            mask: bool over blocks, as :attr:`mask`, or over single weights and constant within blocks.
-            optimizer: one that holds ``values``. Every tensor of its state for ``values`` that has its shape follows:
-                moments of blocks that stay are kept, those of blocks that come are zero. Without it, an optimizer with
-                such state fails at its next step.
-            weight: like the dense weight; where new blocks take their values from.
-
-        A gradient follows in the same way. Nothing changes if an argument does not fit.
-
-        Raises:
-            ValueError, TypeError: the mask or the weight does not fit.
-        """
-        mask = self._checked(mask)
-        if weight is not None and tuple(weight.shape) != self.shape:
-            raise ValueError(
-                f"{type(self).__name__}: weight must have the dense weight's shape {self.shape} "
-                f"(got {tuple(weight.shape)})"
-            )
-        index = block_index(mask, self.block)
-        old_index, old_shape = self.index, self.values.shape
-
-        def moved(t: Tensor) -> Tensor:
-            return pack(unpack(t, old_index, self.shape), index, self.block).contiguous()
-
-        values = moved(self.values)
-        if weight is not None:
-            old = pack(unpack(torch.ones_like(self.values), old_index, self.shape), index, self.block)
-            values = torch.where(old != 0, values, self._pack(weight.to(values), index))
-        grad = None if self.values.grad is None else moved(self.values.grad)
-        state = {} if optimizer is None else optimizer.state.get(self.values, {})
-        for name, entry in state.items():
-            if isinstance(entry, Tensor) and entry.shape == old_shape:
-                state[name] = moved(entry)
-        self.values.grad = None
-        self.values.data = values
-        self.values.grad = grad
-        self.mask, self.index = mask.clone(), index
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        values = destination.pop(prefix + "values")
-        destination[prefix + "weight"] = unpack(values, self.index, self.shape)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Takes a dense ``weight`` and, where there is one, a ``mask``; without it the present one stays."""
-        local = dict(state_dict)
-        mask = local.setdefault(prefix + "mask", self.mask)
-        if mask.shape == self.mask.shape and not torch.equal(mask.to(self.mask.device), self.mask):
-            self.set_mask(mask)
-        local[prefix + "values"] = self.values.detach()
-        weight = local.pop(prefix + "weight", None)
-        if weight is None:
-            missing_keys.append(prefix + "weight")
-        elif tuple(weight.shape) != self.shape:
-            error_msgs.append(f"size mismatch for {prefix}weight: got {tuple(weight.shape)}, need {self.shape}.")
-        else:
-            local[prefix + "values"] = self._pack(weight.to(self.values.device))
-        super()._load_from_state_dict(local, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-
-    def _describe(self) -> str:
-        return f"block={self.block}, density={self.density():.3g}, bias={self.bias is not None}"
+from resgrow.ops.block_index import check_block
 
 
 def _mask_of(weight: Tensor, mask: Tensor | None, block: Sequence[int], owner: str) -> Tensor:
     """``mask``, or the blocks that hold anything."""
-    if mask is not None:
-        return mask
-    pair = check_block(owner, block)
-    full = torch.ones(mask_shape(weight.shape, pair), dtype=torch.bool, device=weight.device)
-    index = block_index(full, pair)
-    row, column, tap = index[:3].long().unbind()
-    found = full.flatten(2) if full.dim() > 2 else full.unsqueeze(2)
-    found[row, column, tap] = (pack(weight.detach(), index, pair) != 0).flatten(1).any(1)
-    return found.view_as(full)
+    return present_blocks(weight, check_block(owner, block)) if mask is None else mask
 
 
-class BlockSparseConv2d(_BlockSparse):
+class BlockSparseConv2d(BlockSparseLayer):
     """``nn.Conv2d`` that skips the absent blocks of its weight, forward and backward.
 
     Args:
@@ -188,6 +55,10 @@ class BlockSparseConv2d(_BlockSparse):
         super().__init__(weight, bias, mask, block)
         self.stride, self.padding, self.dilation = (_pair(v) for v in (stride, padding, dilation))
         self.groups = groups
+        self.padding_mode = "zeros"
+        self.out_channels, self.in_channels = self.shape[0], self.shape[1] * groups
+        self.kernel_size = self.shape[2:]
+        self._channels_last = _is_channels_last(weight)
 
     @classmethod
     def from_dense(
@@ -208,14 +79,14 @@ class BlockSparseConv2d(_BlockSparse):
         return cls(layer.weight, layer.bias, present, block, *settings).train(layer.training)
 
     def to_dense(self) -> nn.Conv2d:
-        """An ``nn.Conv2d`` with the same output; absent blocks are zeros."""
-        outputs, inputs, *kernel = self.shape
+        """An ``nn.Conv2d`` with the same output; absent blocks are zeros. Its weight has the memory format of the one
+        that this layer came from."""
         weight = self.dense_weight().detach()
         layer = nn.utils.skip_init(
             nn.Conv2d,
-            inputs * self.groups,
-            outputs,
-            tuple(kernel),
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
             self.stride,
             self.padding,
             self.dilation,
@@ -224,6 +95,8 @@ class BlockSparseConv2d(_BlockSparse):
             device=weight.device,
             dtype=weight.dtype,
         )
+        if self._channels_last:
+            layer = layer.to(memory_format=torch.channels_last)
         return _filled(layer, self, weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -234,14 +107,13 @@ class BlockSparseConv2d(_BlockSparse):
         return y if x.dim() == 4 else y.squeeze(0)
 
     def extra_repr(self) -> str:
-        outputs, inputs, *kernel = self.shape
         return (
-            f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}, stride={self.stride}, "
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, {self._describe()}"
         )
 
 
-class BlockSparseLinear(_BlockSparse):
+class BlockSparseLinear(BlockSparseLayer):
     """``nn.Linear`` that skips the absent blocks of its weight, forward and backward.
 
     Args:
@@ -250,6 +122,10 @@ class BlockSparseLinear(_BlockSparse):
         mask: bool ``(ceil(O / bo), ceil(I / bi))``, or over single weights and constant within blocks.
         block: ``(bo, bi)``.
     """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, mask: Tensor, block: Sequence[int] = (16, 1)) -> None:
+        super().__init__(weight, bias, mask, block)
+        self.out_features, self.in_features = self.shape
 
     @classmethod
     def from_dense(
@@ -263,7 +139,12 @@ class BlockSparseLinear(_BlockSparse):
         """An ``nn.Linear`` with the same output; absent blocks are zeros."""
         weight = self.dense_weight().detach()
         layer = nn.utils.skip_init(
-            nn.Linear, self.shape[1], self.shape[0], self.bias is not None, device=weight.device, dtype=weight.dtype
+            nn.Linear,
+            self.in_features,
+            self.out_features,
+            self.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
         )
         return _filled(layer, self, weight)
 
@@ -272,7 +153,12 @@ class BlockSparseLinear(_BlockSparse):
         return ops.packed_linear(x, self.values, self.index, self.bias, self.shape)
 
     def extra_repr(self) -> str:
-        return f"{self.shape[1]}, {self.shape[0]}, {self._describe()}"
+        return f"{self.in_features}, {self.out_features}, {self._describe()}"
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    """False where both formats are the same (1x1 kernels, one channel)."""
+    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
@@ -280,7 +166,7 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
     return (pair[0], pair[1])
 
 
-def _filled(layer: Any, source: _BlockSparse, weight: Tensor) -> Any:
+def _filled(layer: Any, source: BlockSparseLayer, weight: Tensor) -> Any:
     with torch.no_grad():
         layer.weight.copy_(weight)
         layer.weight.requires_grad_(source.values.requires_grad)
