@@ -4,7 +4,7 @@ from resgrow import nn, ops
 from resgrow.controller import Budget, Controller, Move
 from resgrow.curvature import curvature
 from resgrow.saliency import Saliency, saliency
-from resgrow.surgery import Masks, compact, load, prune, save
+from resgrow.surgery import Masks, Swap, compact, load, prune, save, swap, unswap
 
 __version__ = "0.1.0"
 
@@ -14,6 +14,7 @@ __all__ = [
     "Masks",
     "Move",
     "Saliency",
+    "Swap",
     "compact",
     "curvature",
     "load",
@@ -22,4 +23,6 @@ __all__ = [
     "prune",
     "saliency",
     "save",
+    "swap",
+    "unswap",
 ]

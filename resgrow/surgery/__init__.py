@@ -7,7 +7,10 @@ from resgrow.surgery.groups import ChannelGroup, Consumer, channel_groups
 from resgrow.surgery.make_units import make_units
 from resgrow.surgery.masks import Masks
 from resgrow.surgery.prune import prune
+from resgrow.surgery.speed import Speed, measure
 from resgrow.surgery.storage import load, load_extra, save
+from resgrow.surgery.swap import swap, unswap
+from resgrow.surgery.swap_table import Swap, SwapRow
 from resgrow.surgery.units import Units
 from resgrow.surgery.weight_units import BlockUnits, WeightUnits
 
@@ -18,6 +21,9 @@ __all__ = [
     "Consumer",
     "LayerCount",
     "Masks",
+    "Speed",
+    "Swap",
+    "SwapRow",
     "Units",
     "WeightUnits",
     "channel_groups",
@@ -29,6 +35,9 @@ __all__ = [
     "load",
     "load_extra",
     "make_units",
+    "measure",
     "prune",
     "save",
+    "swap",
+    "unswap",
 ]

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from resgrow.nn.block_sparse_base import BlockSparseLayer, present_blocks
+from resgrow.surgery.dense_names import dense_parameter, dense_parameters, dense_shape
+
 # Integers as wide as an element of so many bytes.
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -18,6 +21,9 @@ class Masks(Mapping[str, Tensor]):
     Making masks changes nothing; `apply` zeroes the absent elements, and `attach` keeps them and the optimizer's
     state for them at zero. Masks, model and optimizers may be copied with one ``copy.deepcopy`` or pickled together;
     an optimizer that is copied or pickled without its masks loses them, as it loses all its hooks.
+
+    Layers that `resgrow.swap` made block-sparse keep the name and the shape of their dense weight here. Their absent
+    blocks do not exist; `update` changes which do.
 
     Args:
         model: the model the names refer to.
@@ -30,9 +36,9 @@ class Masks(Mapping[str, Tensor]):
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         self._model = model
-        self._masks = _checked(model, masks)
-        self._complete: dict[str, bool] = {}
-        self._bits: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self._masks = checked_masks(model, masks)
+        self._laid_out: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        self._bits: dict[str, dict[tuple[torch.dtype, torch.device], Tensor]] = {}
         self._attached: list[tuple[Optimizer, RemovableHandle]] = []
 
     def __getitem__(self, name: str) -> Tensor:
@@ -47,11 +53,16 @@ class Masks(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         return f"Masks({len(self)} parameters, density {self.density():.4f})"
 
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """Those the masks are attached to."""
+        return [optimizer for optimizer, _ in self._attached]
+
     @torch.no_grad()
     def apply(self) -> None:
         """Zero the absent elements of the weights and of the state of every attached optimizer."""
-        for name, parameter in self._incomplete():
-            self._zero(name, parameter)
+        for name, parameter, present in self._incomplete():
+            self._zero(name, present, parameter)
         for optimizer, _ in self._attached:
             self._clear(optimizer)
 
@@ -78,7 +89,7 @@ class Masks(Mapping[str, Tensor]):
                 "use a per-element optimizer such as SGD or AdamW"
             )
         held = _held(optimizer)
-        if not any(id(self._parameter(name)) in held for name in self._masks):
+        if not any(id(self._place(name)[0]) in held for name in self._masks):
             raise ValueError(
                 f"Masks.attach: the optimizer must hold masked parameters (got none of {len(self)}); "
                 "make the optimizer from the masked model's own parameters"
@@ -97,9 +108,11 @@ class Masks(Mapping[str, Tensor]):
     def update(self, masks: Mapping[str, Tensor]) -> None:
         """Replace the masks of the given names, keep the others, and apply.
 
-        Elements that become present again keep their value of zero. Raises like the constructor, with nothing changed.
+        Elements that become present again keep their value of zero. Block-sparse layers lose and gain blocks, together
+        with their gradient and the state of the attached optimizers. Raises like the constructor, with nothing
+        changed.
         """
-        checked = _checked(self._model, masks)
+        checked = checked_masks(self._model, masks)
         self._replace({**self._masks, **checked})
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -108,7 +121,7 @@ class Masks(Mapping[str, Tensor]):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Replace all masks by those of a `state_dict`, and apply. Raises like the constructor, nothing changed."""
-        self._replace(_checked(self._model, state))
+        self._replace(checked_masks(self._model, state))
 
     def density(self) -> float:
         """Share of the masked parameters' elements that is present; 1 where nothing is masked."""
@@ -117,7 +130,9 @@ class Masks(Mapping[str, Tensor]):
 
     def live_parameters(self) -> int:
         """Number of elements of all the model's parameters, less the absent ones."""
-        return sum(parameter.numel() for parameter in self._model.parameters()) - self._removed()
+        masked = {id(self._place(name)[0]) for name in self._masks}
+        others = sum(parameter.numel() for parameter in self._model.parameters() if id(parameter) not in masked)
+        return others + sum(int(mask.sum()) for mask in self._masks.values())
 
     def summary(self) -> str:
         """One line per masked parameter (name, shape, present, density) and a last one for all."""
@@ -139,13 +154,13 @@ class Masks(Mapping[str, Tensor]):
         return {
             "model": self._model,
             "masks": self._masks,
-            "optimizers": [optimizer for optimizer, _ in self._attached],
+            "optimizers": self.optimizers,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._model = state["model"]
         self._masks = state["masks"]
-        self._complete = {}
+        self._laid_out = {}
         self._bits = {}
         self._attached = []
         for optimizer in state["optimizers"]:
@@ -161,50 +176,59 @@ class Masks(Mapping[str, Tensor]):
     def _clear(self, optimizer: Optimizer, weights: bool = False) -> None:
         # Only what this optimizer holds: writing to other weights would invalidate graphs still waiting for backward.
         held = _held(optimizer)
-        for name, parameter in self._incomplete():
+        for name, parameter, present in self._incomplete():
             if id(parameter) not in held:
                 continue
             if weights:
-                self._zero(name, parameter)
+                self._zero(name, present, parameter)
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    self._zero(name, value)
+                    self._zero(name, present, value)
 
     def _replace(self, masks: dict[str, Tensor]) -> None:
         self._masks = masks
-        self._complete.clear()
-        self._bits.clear()
+        self._laid_out.clear()
+        for name, mask in masks.items():
+            _, layer = self._place(name)
+            if layer is not None and not torch.equal(blocks := present_blocks(mask, layer.block), layer.mask):
+                layer.set_mask(blocks, self.optimizers)
         self.apply()
 
-    def _incomplete(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters that lack some elements."""
+    def _incomplete(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """Parameters that lack some elements, and which are present, laid out like the parameter."""
         for name, mask in self._masks.items():
-            if name not in self._complete:
-                self._complete[name] = bool(mask.all())
-            if not self._complete[name]:
-                yield name, self._parameter(name)
+            parameter, layer = self._place(name)
+            index = None if layer is None else layer.index
+            known = self._laid_out.get(name)
+            if known is None or known[0] is not index:
+                present = mask if layer is None else _packed(mask, layer)
+                known = self._laid_out[name] = (index, None if present.all() else present)
+                self._bits[name] = {}
+            if known[1] is not None:
+                yield name, parameter, known[1]
 
-    def _zero(self, name: str, value: Tensor) -> None:
+    def _zero(self, name: str, present: Tensor, value: Tensor) -> None:
         """Zero the absent elements of a tensor of the parameter's shape, in place.
 
         By a bitwise and with all ones or none: as quick as a product with a mask of floats, but it also turns NaN into
         zero, as masked_fill_ would, which branches on every element (40 times the time on CPUs).
         """
         integer = _INTEGERS[value.element_size()]
-        key = (name, integer, value.device)
-        if key not in self._bits:
+        bits = self._bits[name]
+        key = (integer, value.device)
+        if key not in bits:
             # Laid out like the tensor (channels_last), so that both are read in memory order.
-            self._bits[key] = torch.empty_like(value, dtype=integer).copy_(self._masks[name]).neg_()
-        value.detach().view(integer).bitwise_and_(self._bits[key])
+            bits[key] = torch.empty_like(value, dtype=integer).copy_(present).neg_()
+        value.detach().view(integer).bitwise_and_(bits[key])
 
-    def _parameter(self, name: str) -> nn.Parameter:
-        parameter = self._model.get_parameter(name)
-        if parameter.shape != self._masks[name].shape:
+    def _place(self, name: str) -> tuple[nn.Parameter, BlockSparseLayer | None]:
+        place = dense_parameter(self._model, name)
+        if dense_shape(place) != tuple(self._masks[name].shape):
             raise RuntimeError(
-                f"Masks: parameter {name} must keep the shape it was masked with (got {tuple(parameter.shape)}, "
+                f"Masks: parameter {name} must keep the shape it was masked with (got {dense_shape(place)}, "
                 f"mask {tuple(self._masks[name].shape)}); make new masks after changing the model"
             )
-        return parameter
+        return place
 
     def _removed(self) -> int:
         return sum(mask.numel() - int(mask.sum()) for mask in self._masks.values())
@@ -214,13 +238,19 @@ def _held(optimizer: Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
-def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _packed(mask: Tensor, layer: BlockSparseLayer) -> Tensor:
+    """``mask`` laid out like the layer's values; True where these hang over the weight's edge."""
+    return layer.packed(mask) | ~layer.packed(torch.ones_like(mask))
+
+
+def checked_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of ``masks`` on their parameters' devices. Raises as `Masks`."""
     if not isinstance(masks, Mapping):
         raise TypeError(f"Masks: needs a mapping from parameter name to mask (got {type(masks).__name__})")
-    parameters = dict(model.named_parameters())
+    places = dense_parameters(model)
     checked = {}
     for name, mask in masks.items():
-        if name not in parameters:
+        if name not in places:
             raise ValueError(
                 f"Masks: every name must be a parameter of the model (got {name!r}); "
                 "names are those of model.named_parameters()"
@@ -228,12 +258,12 @@ def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(f"Masks: a mask must be a bool tensor, True = present (got {given} for {name})")
-        if mask.shape != parameters[name].shape:
+        shape, (parameter, _) = dense_shape(places[name]), places[name]
+        if tuple(mask.shape) != shape:
             raise ValueError(
-                f"Masks: a mask must have its parameter's shape (got {tuple(mask.shape)} for {name} of shape "
-                f"{tuple(parameters[name].shape)})"
+                f"Masks: a mask must have its parameter's shape (got {tuple(mask.shape)} for {name} of shape {shape})"
             )
-        if parameters[name].is_complex():
-            raise TypeError(f"Masks: parameters must be real (got {parameters[name].dtype} for {name})")
-        checked[name] = mask.detach().to(parameters[name].device, copy=True)
+        if parameter.is_complex():
+            raise TypeError(f"Masks: parameters must be real (got {parameter.dtype} for {name})")
+        checked[name] = mask.detach().to(parameter.device, copy=True)
     return checked

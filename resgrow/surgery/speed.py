@@ -1,0 +1,166 @@
+"""What a layer costs on this machine, dense and block-sparse, measured once and remembered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from resgrow.nn import BlockSparseConv2d, BlockSparseLinear
+from resgrow.surgery.speed_cache import recall, remember
+
+# Rounds fill about this many seconds, within limits: a median needs some, and no layer is worth more.
+_SECONDS = 0.3
+_ROUNDS = (7, 41)
+# Densities whose ratio is below this share one measurement. Sparse time is nearly a + b density, so its error is at
+# most half of that, 2.5 %: less than two measurements differ by. Equal steps would be coarse where density is low.
+_DENSITY_STEP = 1.05
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that one layer takes, medians of interleaved calls.
+
+    Attributes:
+        dense: the dense layer in torch. sparse: the block-sparse one.
+        ideal: the dense time times the density, or the time of reading the input and writing the output once (a copy;
+            three of them with gradients) where that is longer.
+        density: share of blocks present. block: ``(bo, bi)``.
+        shape: of the input. channels_last: its memory format, where it has 4 dimensions.
+        train: with both gradients, or the forward pass alone.
+        threads, dtype: what it was measured with.
+    """
+
+    dense: float
+    sparse: float
+    ideal: float
+    density: float
+    block: tuple[int, int]
+    shape: tuple[int, ...]
+    channels_last: bool
+    train: bool
+    threads: int
+    dtype: str
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster sparse is."""
+        return self.dense / self.sparse
+
+
+def measure(
+    layer: nn.Conv2d | nn.Linear,
+    x_shape: Sequence[int],
+    mask: Tensor,
+    block: tuple[int, int] = (16, 1),
+    *,
+    train: bool = False,
+    channels_last: bool = True,
+    dtype: torch.dtype | None = None,
+    remeasure: bool = False,
+) -> Speed:
+    """Dense against block-sparse, for one layer and input size, with the current number of threads.
+
+    Measurements are kept in ``$RESGROW_CACHE_DIR``, or else ``$XDG_CACHE_HOME/resgrow``, or else ``~/.cache/resgrow``,
+    apart for each processor, instruction set, torch and resgrow version. What is found there is not measured again;
+    densities within 5 % share a measurement. A cache that cannot be read or written is done without.
+
+    Args:
+        layer: on the CPU; only its settings and sizes matter, and it is left alone.
+        x_shape: of the input, as the layer takes it.
+        mask: bool over blocks, as `BlockSparseConv2d` takes it.
+        block: ``(bo, bi)``.
+        train: forward and both gradients, or the forward pass alone.
+        channels_last: memory format of a 4-dimensional input (and of the dense weight).
+        dtype: float32, float64 or bfloat16; that of the layer by default.
+        remeasure: measure even what is known.
+
+    Raises:
+        ValueError, TypeError: as `BlockSparseConv2d.from_dense`.
+    """
+    density = mask.float().mean().item()
+    dtype = layer.weight.dtype if dtype is None else dtype
+    shape = tuple(x_shape)
+    layout = channels_last and len(shape) == 4
+    threads = torch.get_num_threads()
+    key = " ".join(map(str, (*_settings(layer), shape, block, _bucket(density), train, layout, threads, dtype)))
+    seconds = None if remeasure else recall(key)
+    if seconds is None:
+        seconds = _time(layer, shape, mask, block, train, layout, dtype)
+        remember(key, seconds)
+    dense, sparse, floor = seconds
+    ideal = max(dense * density, floor)
+    name = str(dtype).removeprefix("torch.")
+    return Speed(dense, sparse, ideal, density, block, shape, layout, train, threads, name)
+
+
+def _settings(layer: nn.Conv2d | nn.Linear) -> tuple[object, ...]:
+    if isinstance(layer, nn.Linear):
+        return ("linear", tuple(layer.weight.shape))
+    return ("conv2d", tuple(layer.weight.shape), layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _bucket(density: float) -> int | None:
+    """Number of the density's step; None for nothing present."""
+    return round(math.log(density) / math.log(_DENSITY_STEP)) if density > 0 else None
+
+
+def _time(
+    layer: nn.Conv2d | nn.Linear,
+    shape: tuple[int, ...],
+    mask: Tensor,
+    block: tuple[int, int],
+    train: bool,
+    channels_last: bool,
+    dtype: torch.dtype,
+) -> list[float]:
+    """Seconds of the dense layer, the sparse one, and the copies."""
+    kind = BlockSparseLinear if isinstance(layer, nn.Linear) else BlockSparseConv2d
+    sparse = kind.from_dense(layer, mask, block).requires_grad_(True).to(dtype)  # type: ignore[arg-type]
+    format_ = torch.channels_last if channels_last else torch.contiguous_format
+    dense = sparse.to_dense()
+    dense.to(memory_format=format_)  # type: ignore[call-overload]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype, memory_format=format_)
+    # Under autocast, layers would be measured in another dtype than the one asked for.
+    with torch.autocast("cpu", enabled=False), torch.set_grad_enabled(train):
+        y = dense(x).detach()
+        moved = (x.numel() + y.numel()) // 2
+        source, target = x.new_ones(moved), x.new_ones(moved)
+
+        def copies() -> None:
+            for _ in range(3 if train else 1):
+                target.copy_(source)
+
+        calls = [_call(dense, dense.weight, x, y, train), _call(sparse, sparse.values, x, y, train), copies]
+        return _medians(calls)
+
+
+def _call(layer: nn.Module, weight: Tensor, x: Tensor, grad: Tensor, train: bool) -> Callable[[], object]:
+    if not train:
+        return lambda: layer(x)
+    leaf = x.detach().requires_grad_()
+    return lambda: torch.autograd.grad(layer(leaf), (leaf, weight), grad)
+
+
+def _medians(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Median seconds of each, in rounds that call all of them: what else the machine does falls on all alike."""
+    times: list[list[float]] = [[] for _ in calls]
+
+    def play() -> float:
+        for call, taken in zip(calls, times, strict=True):
+            start = perf_counter()
+            call()
+            taken.append(perf_counter() - start)
+        return sum(taken[-1] for taken in times)
+
+    play()  # the first calls also plan and allocate
+    least, most = _ROUNDS
+    rounds = max(least, min(most, int(_SECONDS / play())))
+    for _ in range(rounds - 1):
+        play()
+    return [median(taken[1:]) for taken in times]

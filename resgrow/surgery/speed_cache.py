@@ -1,0 +1,75 @@
+"""Measurements kept between runs: one JSON file for each processor, instruction set, torch and resgrow version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resgrow._files import write_atomic
+from resgrow._load import _C
+from resgrow.info import processor
+
+_LENGTH = 3
+
+
+def recall(key: str) -> list[float] | None:
+    """The seconds stored under ``key``, or None where there are none that make sense."""
+    seconds = _stored().get(key)
+    if not isinstance(seconds, list) or len(seconds) != _LENGTH:
+        return None
+    good = all(isinstance(s, int | float) and math.isfinite(s) and s > 0 for s in seconds)
+    return [float(s) for s in seconds] if good else None
+
+
+def remember(key: str, seconds: Sequence[float]) -> None:
+    """Store seconds under ``key``; without effect where nothing can be written.
+
+    The file is read again before it is replaced. Of two processes that write at the same moment one may lose its
+    newest measurement, never the file.
+    """
+    with suppress(OSError, RuntimeError):
+        path = _path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"machine": _machine(), "seconds": {**_stored(), key: list(seconds)}}
+        write_atomic(path, json.dumps(content, indent=1))
+
+
+def _stored() -> dict[str, Any]:
+    try:
+        content = json.loads(_path().read_bytes())
+    except (OSError, RuntimeError, ValueError, RecursionError):  # RuntimeError: there is no home folder
+        return {}
+    seconds = content.get("seconds") if isinstance(content, dict) else None
+    return seconds if isinstance(seconds, dict) else {}
+
+
+def _path() -> Path:
+    digest = hashlib.sha256(json.dumps(_machine()).encode()).hexdigest()
+    return _folder() / f"speed-{digest[:12]}.json"
+
+
+def _folder() -> Path:
+    if folder := os.environ.get("RESGROW_CACHE_DIR"):
+        return Path(folder)
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "resgrow"
+    return Path.home() / ".cache" / "resgrow"
+
+
+def _machine() -> dict[str, str]:
+    from resgrow import __version__  # not yet there while the package is being imported
+
+    return {
+        "processor": processor(),
+        "instruction set": _C.cpu_isa(),
+        "torch": torch.__version__,
+        "resgrow": __version__,
+    }
