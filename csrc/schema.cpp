@@ -45,6 +45,6 @@ TORCH_LIBRARY(resgrow, m) {
       "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor");
   m.def(
       "block_sparse_conv2d_activated(Tensor x, Tensor values, Tensor index, Tensor? bias, "
-      "Tensor positive, Tensor negative, int[2] kernel_size, int[2] stride, int[2] padding, "
-      "int[2] dilation, int groups) -> Tensor");
+      "Tensor? residual, Tensor[] slopes, int outputs, int[2] kernel_size, int[2] stride, "
+      "int[2] padding, int[2] dilation, int groups) -> Tensor");
 }

@@ -207,22 +207,24 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& ind
 
 // For inference: refuses what would need a gradient rather than returning none.
 Tensor conv2d_activated(const Tensor& x, const Tensor& values, const Tensor& index,
-                        const OptionalTensor& bias, const Tensor& positive, const Tensor& negative,
-                        at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+                        const OptionalTensor& bias, const OptionalTensor& residual,
+                        at::TensorList slopes, int64_t outputs, at::IntArrayRef kernel_size,
+                        at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                        int64_t groups) {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("resgrow::block_sparse_conv2d_activated", "")
           .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                        const Tensor&, const Tensor&, at::IntArrayRef, at::IntArrayRef,
-                        at::IntArrayRef, at::IntArrayRef, int64_t)>();
+                        const OptionalTensor&, at::TensorList, int64_t, at::IntArrayRef,
+                        at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t)>();
   TORCH_CHECK(
-      !autograd::compute_requires_grad(x, values, bias ? *bias : Tensor(), positive, negative),
+      !autograd::compute_requires_grad(x, values, bias ? *bias : Tensor(),
+                                       residual ? *residual : Tensor(), slopes),
       "block_sparse_conv2d_activated: it is for inference (got a tensor that requires grad); "
       "call it under torch.no_grad, or apply the activation apart");
   at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(x, values, index, bias, positive, negative, kernel_size, stride, padding, dilation,
-                 groups);
+  return op.call(x, values, index, bias, residual, slopes, outputs, kernel_size, stride, padding,
+                 dilation, groups);
 }
 
 }  // namespace

@@ -129,10 +129,10 @@ Tensor padded(const Tensor& t, const BlockSparseShape& s) {
   return result;
 }
 
-// slopes: positive and negative, or none.
+// slopes: of outputs >= 0 and < 0, or none.
 Tensor product(const char* op, const Tensor& x, const Tensor& values, const Tensor& index,
-               const std::optional<Tensor>& bias, const std::array<Tensor, 2>& slopes,
-               int64_t outputs, const Settings& settings) {
+               const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+               at::TensorList slopes, int64_t outputs, const Settings& settings) {
   check_floating(op, "x", x);
   check_same_dtype(op, "x", x, "values", values);
   check_values(op, values, index);
@@ -144,18 +144,29 @@ Tensor product(const char* op, const Tensor& x, const Tensor& values, const Tens
                       ",) (got ", t.sizes(), ")");
     return padded(t, s);
   };
-  Tensor offsets, positive, negative;
+  Tensor offsets, positive, negative, addend;
   if (bias) offsets = vector("bias", *bias);
-  if (slopes[0].defined()) positive = vector("positive", slopes[0]);
-  if (slopes[1].defined()) negative = vector("negative", slopes[1]);
+  TORCH_CHECK_VALUE(slopes.empty() || slopes.size() == 2, op,
+                    ": slopes must be two, of outputs >= 0 and < 0, or none (got ", slopes.size(),
+                    ")");
+  if (!slopes.empty()) {
+    positive = vector("positive", slopes[0]);
+    negative = vector("negative", slopes[1]);
+  }
   const Tensor y = output_like(x, {s.samples, s.outputs, s.out_height, s.out_width});
+  if (residual) {
+    check_same_dtype(op, "x", x, "residual", *residual);
+    TORCH_CHECK_VALUE(residual->sizes() == y.sizes(), op, ": residual must be ", y.sizes(),
+                      ", as the output (got ", residual->sizes(), ")");
+    addend = channels_last(*residual);
+  }
   if (y.numel() == 0) return finished(y, x);
   const Tensor dense = channels_last(x), weights = values.to(computed(x)).contiguous();
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
     const auto data = [](const Tensor& t) { return t.defined() ? t.const_data_ptr<T>() : nullptr; };
     block_sparse_forward<T>(s, blocks, dense.const_data_ptr<T>(), weights.const_data_ptr<T>(),
-                            {data(offsets), data(positive), data(negative)},
+                            {data(offsets), data(addend), data(positive), data(negative)},
                             y.mutable_data_ptr<T>());
   });
   return finished(y, x);
@@ -165,16 +176,17 @@ Tensor conv2d(const Tensor& x, const Tensor& values, const Tensor& index,
               const std::optional<Tensor>& bias, int64_t outputs, at::IntArrayRef kernel_size,
               at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
               int64_t groups) {
-  return product("block_sparse_conv2d", x, values, index, bias, {}, outputs,
+  return product("block_sparse_conv2d", x, values, index, bias, {}, {}, outputs,
                  {kernel_size, stride, padding, dilation, groups});
 }
 
 Tensor conv2d_activated(const Tensor& x, const Tensor& values, const Tensor& index,
-                        const std::optional<Tensor>& bias, const Tensor& positive,
-                        const Tensor& negative, at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
-  return product("block_sparse_conv2d_activated", x, values, index, bias, {positive, negative},
-                 positive.numel(), {kernel_size, stride, padding, dilation, groups});
+                        const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                        at::TensorList slopes, int64_t outputs, at::IntArrayRef kernel_size,
+                        at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                        int64_t groups) {
+  return product("block_sparse_conv2d_activated", x, values, index, bias, residual, slopes, outputs,
+                 {kernel_size, stride, padding, dilation, groups});
 }
 
 void check_grad(const char* op, const Tensor& grad, const BlockSparseShape& s) {

@@ -88,7 +88,7 @@ class Forward {
           for (int64_t piece = pieces * share / shares; piece < pieces * (share + 1) / shares;
                ++piece) {
             outputs(packed.data() + row * band_.x_row(), count, piece,
-                    collected ? rows_out.data() : target, &ahead);
+                    collected ? rows_out.data() : target, target - y, &ahead);
           }
           if (collected) std::memcpy(target, rows_out.data(), count * row_size * sizeof(T));
         }
@@ -107,16 +107,17 @@ class Forward {
     return {x + (sample * s_.height + row) * s_.width * s_.channels, rows * s_.width * s_.channels};
   }
 
-  // One vector of outputs for `rows` rows of pixels.
-  void outputs(const T* x, int64_t rows, int64_t piece, T* y, Ahead<T>* ahead) const {
+  // One vector of outputs for `rows` rows of pixels, which begin at `place` in the whole output.
+  void outputs(const T* x, int64_t rows, int64_t piece, T* y, int64_t place,
+               Ahead<T>* ahead) const {
     const int64_t width = int64_t{4} << width_, first = piece * width;
     if (first >= s_.outputs) return;
-    const int64_t row = first / s_.block_out, start = starts_[row] * s_.block_in;
+    const int64_t row = first / s_.block_out, entry = starts_[row] * s_.block_in;
     BlockSparseTiles<T> a{};
     a.x_row = band_.x_row();
-    a.offsets = offsets_.data() + start;
+    a.offsets = offsets_.data() + entry;
     a.entries = (starts_[row + 1] - starts_[row]) * s_.block_in;
-    a.w = values_ + start * s_.block_out + first % s_.block_out;
+    a.w = values_ + entry * s_.block_out + first % s_.block_out;
     a.w_step = s_.block_out;
     a.out_pixel = s_.outputs;
     a.out_row = s_.out_width * s_.outputs;
@@ -134,7 +135,9 @@ class Forward {
         a.row_tiles = r.count;
         a.col_tiles = c.count;
         a.x = x + r.start * a.x_row + c.start * kGroup;
-        a.out = y + r.start * a.out_row + c.start * a.out_pixel + first;
+        const int64_t start = r.start * a.out_row + c.start * a.out_pixel + first;
+        a.out = y + start;
+        a.residual = epilogue_.residual ? epilogue_.residual + place + start : nullptr;
         ahead->give(r.count * c.count * a.entries, &a);
         kernels_.tiles[width_][r.size * 32 + c.size](a);
       }
@@ -164,8 +167,9 @@ void block_sparse_forward(const BlockSparseShape& shape, const BlockSparseIndex&
   const int64_t row = std::clamp<int64_t>(28 * 1024 / (shape.channels * int64_t(sizeof(T))),
                                           std::min<int64_t>(8, most), most);
   for_pixel_rows(shape, row, [&](const BlockSparseShape& s, int64_t pixel) {
-    Forward<T>(s, index, starts, values, epilogue)
-        .run(x + pixel * s.channels, y + pixel * s.outputs);
+    BlockSparseEpilogue<T> rest = epilogue;
+    if (rest.residual) rest.residual += pixel * s.outputs;
+    Forward<T>(s, index, starts, values, rest).run(x + pixel * s.channels, y + pixel * s.outputs);
   });
 }
 

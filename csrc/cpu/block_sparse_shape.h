@@ -156,7 +156,9 @@ inline std::vector<BlockSparseRun> even_runs(int64_t total, int64_t most) {
 // What is done to the output while it is in registers; null: nothing.
 template <class T>
 struct BlockSparseEpilogue {
-  const T *bias, *positive, *negative;  // padded_outputs() each
+  const T* bias;                 // padded_outputs()
+  const T* residual;             // like the output
+  const T *positive, *negative;  // padded_outputs() each
 };
 
 // values: (blocks, block_in, block_out). x, y, grad: channels_last, dense.

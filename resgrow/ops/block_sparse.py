@@ -154,18 +154,23 @@ def packed_conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     slopes: tuple[Tensor, Tensor] | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """:func:`block_sparse_conv2d` of a weight of ``shape`` given by its present blocks.
+
+    With ``slopes`` or ``residual``, for inference, the end of a residual block in the same pass over the output:
+    :func:`resgrow.ops.reference.block_sparse_activated` of the convolution.
 
     Args:
         values: ``(blocks, bi, bo)`` in the order of ``index``, see :func:`resgrow.ops.block_index.pack`.
         index: int32 ``(4, blocks)``, see :func:`resgrow.ops.block_index.block_index`.
-        slopes: for inference, an activation applied before the output is stored: two ``(O,)`` tensors of the dtype of
-            ``x``, by which outputs ``>= 0`` and ``< 0`` are multiplied. ReLU is ones and zeros, tri-state ReLU ``w'``
-            and ``w' d'``.
+        slopes: an activation: two ``(O,)`` tensors of the dtype of ``x``, by which outputs ``>= 0`` and ``< 0`` are
+            multiplied. ReLU is ones and zeros, tri-state ReLU ``w'`` and ``w' d'``.
+        residual: ``(N, O, Ho, Wo)`` of the dtype of ``x``, added before the activation. Any strides; channels_last
+            is read as it is.
 
     Raises:
-        RuntimeError: slopes where a gradient is needed.
+        RuntimeError: slopes or residual where a gradient is needed.
     """
     settings = _settings("block_sparse_conv2d", stride, padding, dilation)
     channels = shape[1] * groups
@@ -178,24 +183,40 @@ def packed_conv2d(
         dtype = torch.get_autocast_dtype(x.device.type)
         x, values, bias = x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
         slopes = None if slopes is None else (slopes[0].to(dtype), slopes[1].to(dtype))
+        residual = None if residual is None else residual.to(dtype)
     if not has_kernel(shape, block, groups):
         stride, padding, dilation = settings
         y = F.conv2d(x, unpack(values, index, shape), bias, stride, padding, dilation, groups)
-        if slopes is None:
-            return y
-        positive, negative = (slope.view(1, -1, 1, 1) for slope in slopes)
-        return y * torch.where(y >= 0, positive, negative)
-    if slopes is not None:
-        return _OPS.block_sparse_conv2d_activated(x, values, index, bias, *slopes, shape[2:], *settings, groups)
+        return y if slopes is None and residual is None else _activated(y, slopes, residual)
+    if slopes is not None or residual is not None:
+        return _OPS.block_sparse_conv2d_activated(
+            x, values, index, bias, residual, slopes or (), shape[0], shape[2:], *settings, groups
+        )
     return _OPS.block_sparse_conv2d(x, values, index, bias, shape[0], shape[2:], *settings, groups)
 
 
-def packed_linear(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    """:func:`block_sparse_linear` of a weight of ``shape`` given by its present blocks."""
+def _activated(y: Tensor, slopes: tuple[Tensor, Tensor] | None, residual: Tensor | None) -> Tensor:
+    if residual is not None:
+        y = y + residual
+    if slopes is None:
+        return y
+    positive, negative = (slope.view(1, -1, 1, 1) for slope in slopes)
+    return y * torch.where(y >= 0, positive, negative)
+
+
+def packed_linear(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    bias: Tensor | None,
+    shape: tuple[int, ...],
+    slopes: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """As :func:`packed_conv2d`, of ``x`` ``(*, I)`` and a weight of ``shape`` ``(O, I)``."""
     if x.dim() < 1 or x.shape[-1] != shape[1]:
         raise ValueError(f"block_sparse_linear: x must be (*, {shape[1]}) (got {tuple(x.shape)})")
     images = x.reshape(-1, shape[1], 1, 1)
-    y = packed_conv2d(images, values, index, bias, (*shape, 1, 1))
+    y = packed_conv2d(images, values, index, bias, (*shape, 1, 1), slopes=slopes)
     return y.reshape(*x.shape[:-1], shape[0])
 
 
@@ -232,8 +253,9 @@ def _(
     values: Tensor,
     index: Tensor,
     bias: Tensor | None,
-    positive: Tensor,
-    negative: Tensor,
+    residual: Tensor | None,
+    slopes: Sequence[Tensor],
+    outputs: int,
     kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
@@ -241,7 +263,7 @@ def _(
     groups: int,
 ) -> Tensor:
     sides = _sides(x, kernel_size, stride, padding, dilation)
-    return _laid_out_like(x, (x.shape[0], positive.shape[0], *sides))
+    return _laid_out_like(x, (x.shape[0], outputs, *sides))
 
 
 @torch.library.register_fake("resgrow::block_sparse_conv2d_input_grad")

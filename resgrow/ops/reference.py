@@ -185,6 +185,20 @@ def block_sparse_conv2d(
     return F.conv2d(x, masked, bias, stride, padding, dilation, groups)
 
 
+def block_sparse_activated(
+    y: Tensor, slopes: tuple[Tensor, Tensor] | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """``z = y + residual``, then ``z p`` where ``z >= 0`` and ``z n`` elsewhere, for ``slopes`` ``(p, n)``.
+
+    y, residual: ``(N, O, H, W)``; p, n: ``(O,)``. None leaves its step out.
+    """
+    z = y if residual is None else y + residual
+    if slopes is None:
+        return z
+    positive, negative = (slope.view(1, -1, 1, 1) for slope in slopes)
+    return z * torch.where(z >= 0, positive, negative)
+
+
 def block_sparse_linear(
     x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None, block: tuple[int, int] = (16, 1)
 ) -> Tensor:

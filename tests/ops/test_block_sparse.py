@@ -6,60 +6,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from block_sparse_cases import CONVS, close, draw, draw_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from resgrow import ops
 from resgrow.ops import reference
-from resgrow.ops.block_index import block_index, mask_shape, pack
-from resgrow.ops.block_sparse import packed_conv2d
+from resgrow.ops.block_index import block_index, pack
 
 NATIVE = torch.ops.resgrow
 BLOCKS = [(16, 1), (16, 16), (8, 1), (4, 1), (12, 3), (32, 2), (5, 2)]
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=torch.float64).to(dtype)
-
-
-def draw_mask(shape: tuple[int, ...], block: tuple[int, int], density: float = 0.4) -> Tensor:
-    return torch.rand(mask_shape(shape, block), generator=torch.Generator().manual_seed(7)) < density
-
-
-def conv_case(n: int, c: int, size: tuple[int, int], o: int, k: int | tuple[int, int], **given_: object) -> tuple:
-    """(x, weight, bias, settings) of one convolution, float64, contiguous."""
-    kernel = k if isinstance(k, tuple) else (k, k)
-    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | given_
-    return draw(n, c, *size), draw(o, c // options["groups"], *kernel, seed=1), draw(o, seed=2), options
-
-
-CONVS = {
-    "3x3": conv_case(3, 16, (8, 8), 32, 3, padding=1),
-    "3x3 ragged": conv_case(2, 13, (7, 6), 37, 3, padding=1),
-    "3x3 wide": conv_case(1, 5, (6, 61), 16, 3, padding=1),
-    "3x3 many images": conv_case(19, 7, (5, 5), 20, 3, padding=1),
-    "3x3 one image": conv_case(1, 8, (33, 30), 16, 3, padding=1),
-    "3x3 stride 2": conv_case(3, 18, (9, 9), 32, 3, stride=2, padding=1),
-    "3x3 stride 3 of few rows": conv_case(2, 6, (13, 11), 16, 3, stride=(3, 2), padding=(0, 2)),
-    "3x3 dilated": conv_case(2, 16, (11, 12), 17, 3, padding=2, dilation=2),
-    "3x2 uneven": conv_case(2, 8, (12, 11), 9, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(2, 3)),
-    "1x1": conv_case(3, 20, (5, 7), 33, 1),
-    "1x1 many pixels": conv_case(2, 17, (12, 11), 16, 1),
-    "1x1 stride 2": conv_case(3, 16, (8, 7), 32, 1, stride=2),
-    "1x1 padded": conv_case(2, 16, (4, 4), 16, 1, padding=1),
-    "1xk": conv_case(2, 16, (4, 9), 16, (1, 5), padding=(0, 2)),
-    "large kernel": conv_case(2, 3, (12, 12), 16, 7, stride=2, padding=3),
-    "padding beyond the kernel": conv_case(2, 16, (5, 5), 16, 3, padding=3),
-    "groups": conv_case(2, 32, (6, 6), 64, 3, padding=1, groups=2),
-    "groups that blocks cut": conv_case(2, 12, (6, 6), 18, 3, padding=1, groups=3),
-    "depthwise": conv_case(2, 12, (6, 6), 12, 3, padding=1, groups=12),
-}
-
-
-def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    scale = expected.abs().max().item() if expected.numel() else 1.0
-    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance * scale + 1e-300)
 
 
 def check(op: Callable, meaning: Callable, tensors: tuple, mask: Tensor, tolerance: float, **options: object) -> None:
@@ -234,24 +191,8 @@ def test_registration(case: str) -> None:
                 a.clone().requires_grad_(needs and a.is_floating_point()) if isinstance(a, Tensor) else a for a in args
             ]
             assert set(torch.library.opcheck(op.default, leaves).values()) == {"SUCCESS"}
-
-
-@pytest.mark.parametrize("case", ["3x3 ragged", "3x3 stride 2", "1x1 many pixels", "depthwise"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_activation_before_the_output_is_stored(case: str, dtype: torch.dtype, isa: str) -> None:
-    x, weight, bias, options = CONVS[case]
-    index = block_index(draw_mask(weight.shape, (16, 1)), (16, 1))
-    values = pack(weight, index, (16, 1))
-    slopes = draw(weight.shape[0], seed=5), draw(weight.shape[0], seed=6)
-    y = packed_conv2d(x, values, index, bias, tuple(weight.shape), **options)
-    expected = y * torch.where(y >= 0, slopes[0][:, None, None], slopes[1][:, None, None])
-    single = [t.to(dtype) for t in (x, values, bias, *slopes)]
-    args = (single[0], single[1], index, single[2], tuple(weight.shape))
-    got = packed_conv2d(*args, **options, slopes=(single[3], single[4]))
-    close(got, expected, 1e-11 if dtype == torch.float64 else 1e-4)
-    if case != "depthwise":
-        with pytest.raises(RuntimeError, match="it is for inference"):
-            packed_conv2d(args[0].clone().requires_grad_(), *args[1:], **options, slopes=(single[3], single[4]))
+    fused = (x, values, index, bias, draw(*y.shape), [bias, bias], weight.shape[0], *tail)
+    assert set(torch.library.opcheck(NATIVE.block_sparse_conv2d_activated.default, fused).values()) == {"SUCCESS"}
 
 
 def test_refuses_what_does_not_fit() -> None:

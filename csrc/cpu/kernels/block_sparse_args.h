@@ -24,8 +24,8 @@ struct BlockSparsePack {
   Int group_step;  // between groups; rows and phases are dense
 };
 
-// out[o] = epilogue(bias[o] + sum_e w[e][o] x[offset_e]) for tiles of pixels: row_tiles x col_tiles
-// of them. Neighbouring pixels lie kGroup apart in x.
+// out[o] = slopes(bias[o] + sum_e w[e][o] x[offset_e] + residual[o]) for tiles of pixels: row_tiles
+// x col_tiles of them. Neighbouring pixels lie kGroup apart in x.
 template <class T>
 struct BlockSparseTiles {
   const T* x;
@@ -36,7 +36,8 @@ struct BlockSparseTiles {
   Int w_step;
   T* out;
   Int out_pixel, out_row, outputs;      // outputs: how many of the vector are stored
-  const T *bias, *positive, *negative;  // null: none; the slopes of the epilogue
+  const T *bias, *positive, *negative;  // null: none; the slopes of sums >= 0 and < 0
+  const T* residual;                    // null: none; strides of out
   Int row_tiles, col_tiles;
   const T* ahead;  // what is read next, fetched a cache line per entry meanwhile
   Int ahead_step;  // a line, or 0: nothing
