@@ -4,7 +4,7 @@ from resgrow import nn, ops
 from resgrow.controller import Budget, Controller, Move
 from resgrow.curvature import curvature
 from resgrow.saliency import Saliency, saliency
-from resgrow.surgery import Masks, Swap, compact, load, prune, save, swap, unswap
+from resgrow.surgery import Masks, Swap, compact, fuse, load, prune, save, swap, unswap
 
 __version__ = "0.1.0"
 
@@ -17,6 +17,7 @@ __all__ = [
     "Swap",
     "compact",
     "curvature",
+    "fuse",
     "load",
     "nn",
     "ops",

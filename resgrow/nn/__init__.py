@@ -1,6 +1,7 @@
 """Networks and layers of the project."""
 
 from resgrow.nn.block_sparse import BlockSparseConv2d, BlockSparseLinear
+from resgrow.nn.fused import FusedConv2d, FusedLinear
 from resgrow.nn.lenet import lenet5
 from resgrow.nn.resnet import BasicBlock, ResNet, resnet
 from resgrow.nn.tristate_relu import TriStateReLU
@@ -9,6 +10,8 @@ __all__ = [
     "BasicBlock",
     "BlockSparseConv2d",
     "BlockSparseLinear",
+    "FusedConv2d",
+    "FusedLinear",
     "ResNet",
     "TriStateReLU",
     "lenet5",

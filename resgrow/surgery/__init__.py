@@ -3,6 +3,7 @@
 from resgrow.surgery.channel_units import ChannelUnits
 from resgrow.surgery.compact import compact
 from resgrow.surgery.count import LayerCount, count_layers, count_macs, count_params, layer_positions
+from resgrow.surgery.fuse import fuse
 from resgrow.surgery.groups import ChannelGroup, Consumer, channel_groups
 from resgrow.surgery.make_units import make_units
 from resgrow.surgery.masks import Masks
@@ -31,6 +32,7 @@ __all__ = [
     "count_layers",
     "count_macs",
     "count_params",
+    "fuse",
     "layer_positions",
     "load",
     "load_extra",

@@ -1,0 +1,5 @@
+"""Copies of a model for inference in which neighbouring steps are one."""
+
+from resgrow.surgery.fuse.model import fuse
+
+__all__ = ["fuse"]
