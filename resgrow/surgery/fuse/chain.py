@@ -92,12 +92,13 @@ class Finder:
         return chain if len(chain.steps()) > 1 else None
 
     def _module(self, node: Node) -> nn.Module | None:
-        """The module a node calls on one tensor, unless hooks or parametrizations do something beside it."""
+        """The module a node calls on one tensor, unless hooks or the like do something beside it."""
         if node.op != "call_module" or len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], Node):
             return None
         module = self._modules[str(node.target)]
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-        return None if any(hooks) or hasattr(module, "parametrizations") else module
+        other = hasattr(module, "parametrizations") or "forward" in vars(module)
+        return None if any(hooks) or other else module
 
     def _alone(self, node: Node, layer: nn.Module) -> bool:
         """Whether this call is the only use of the layer's parameters."""
