@@ -6,7 +6,7 @@ import torch
 from surgery_nets import convnet, saliency_like, small_resnet
 from torch import Tensor, nn
 
-from resgrow.surgery import make_units, prune
+from resgrow.surgery import count_macs, make_units, prune
 
 
 def test_removes_the_lowest_scores_of_all_layers_together() -> None:
@@ -58,6 +58,35 @@ def test_a_removed_channel_is_zero_everywhere() -> None:
     assert not model[6].weight.unflatten(1, (7, 4))[:, gates].any()
 
 
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("block", [(1, 1), (4, 1), "channel"])
+@pytest.mark.parametrize("make", [convnet, small_resnet])
+def test_cost_in_macs_removes_that_share_of_them(
+    make: Callable[[], nn.Module], block: tuple[int, int] | str, scope: str
+) -> None:
+    model, x = make(), torch.randn(2, 2, 11, 11)
+    options = {"block": block, "scope": scope, "cost": "macs", "example_inputs": x}
+    dense = make_units(model, block, example_inputs=x).total(by="macs")
+    before = count_macs(model, x)
+    masks = prune(model, saliency_like(model), sparsity=0.3, **options)
+    removed = (before - count_macs(model, x, masks)) / dense
+    assert 0.299 < removed < 0.5  # savings are rounded to whole multiply-accumulates, and units are not fractions
+
+
+def test_cost_decides_between_layers() -> None:
+    """Ascending score per cost, by hand: the score is equal everywhere, so whole layers go, the dearest first."""
+    model, x = convnet(), torch.randn(1, 2, 11, 11)
+    scores = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
+    first = model.get_parameter("0.0.weight")
+    macs = count_macs(model, x)
+    share = first.numel() * 81 / macs  # 9 x 9 positions, more than any other layer has
+    masks = prune(model, scores, sparsity=share, cost="macs", example_inputs=x)
+    assert [name for name, mask in masks.items() if not mask.all()] == ["0.0.weight"]
+    assert not masks["0.0.weight"].any()
+    by_params = prune(convnet(), scores, sparsity=share)
+    assert masks.density() > by_params.density()
+
+
 def test_excluded_layers_stay() -> None:
     model = convnet()
     before = copy.deepcopy(model.state_dict())
@@ -97,6 +126,9 @@ def changed(name: str, change: Callable[[Tensor], object]) -> Callable[[dict[str
         (dict, {"exclude": ["nowhere"]}, ValueError, "nowhere"),
         (dict, {"block": (0, 2)}, ValueError, "block"),
         (dict, {"sparsity": 0.999, "block": "channel"}, ValueError, "at most"),
+        (dict, {"cost": "latency"}, ValueError, "cost must be 'params' or 'macs'"),
+        (dict, {"cost": "macs"}, ValueError, "needs example_inputs"),
+        (dict, {"cost": "macs", "example_inputs": torch.ones(1, 3, 11, 11)}, ValueError, "does not run"),
     ],
 )
 def test_bad_input_leaves_the_model_alone(
