@@ -1,10 +1,12 @@
 """Native operators: ``squared_grad`` (curvature), ``select`` (thresholds and masks), ``tristate_relu`` and
 ``block_sparse`` (layers that skip absent blocks).
 
-Each family is one module here; :mod:`resgrow.ops.reference` says in plain torch what every operator means.
+Each family is one module here; :mod:`resgrow.ops.reference` says in plain torch what every operator means,
+and :func:`decompositions` gives programs that are exported the same in aten.
 """
 
 from resgrow.ops.block_sparse import block_sparse_conv2d, block_sparse_linear, block_sparse_probe
+from resgrow.ops.decompositions import decompositions
 from resgrow.ops.select import select_mask, select_threshold
 from resgrow.ops.squared_grad import (
     squared_grad_bias,
@@ -21,6 +23,7 @@ __all__ = [
     "block_sparse_conv2d",
     "block_sparse_linear",
     "block_sparse_probe",
+    "decompositions",
     "select_mask",
     "select_threshold",
     "squared_grad_bias",

@@ -1,0 +1,112 @@
+"""Operators as plain aten ones, for runtimes that know nothing else (ONNX and the like)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resgrow import _load  # noqa: F401  (registers torch.ops.resgrow)
+from resgrow.ops.block_index import pack, unpack
+
+_OPS = torch.ops.resgrow
+
+
+def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
+    """``{operator of block_sparse: the same in aten}``, for ``torch.export.ExportedProgram.run_decompositions``.
+
+    ::
+
+        program = torch.export.export(model, (x,)).run_decompositions(resgrow.ops.decompositions())
+
+    Weights stay packed in the program and are unpacked when it runs, which computes absent blocks, too; to export a
+    dense weight instead, `resgrow.unswap` the model before.
+    """
+    return {
+        _OPS.block_sparse_conv2d.default: _forward,
+        _OPS.block_sparse_conv2d_activated.default: _activated,
+        _OPS.block_sparse_conv2d_input_grad.default: _input_grad,
+        _OPS.block_sparse_conv2d_weight_grad.default: _weight_grad,
+    }
+
+
+def _forward(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    bias: Tensor | None,
+    outputs: int,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    weight = unpack(values, index, (outputs, x.shape[1] // groups, *kernel_size))
+    return F.conv2d(x, weight, bias, list(stride), list(padding), list(dilation), groups)
+
+
+def _activated(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    bias: Tensor | None,
+    positive: Tensor,
+    negative: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    y = _forward(x, values, index, bias, positive.shape[0], kernel_size, stride, padding, dilation, groups)
+    return y * torch.where(y >= 0, positive[:, None, None], negative[:, None, None])
+
+
+def _input_grad(
+    grad: Tensor,
+    values: Tensor,
+    index: Tensor,
+    x_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    weight = unpack(values, index, (grad.shape[1], x_size[1] // groups, *kernel_size))
+    x = grad.new_empty(x_size)
+    return _gradients(grad, x, weight, stride, padding, dilation, groups, (True, False, False))[0]
+
+
+def _weight_grad(
+    grad: Tensor,
+    x: Tensor,
+    index: Tensor,
+    block: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    weight = grad.new_empty((grad.shape[1], x.shape[1] // groups, *kernel_size))
+    dense = _gradients(grad, x, weight, stride, padding, dilation, groups, (False, True, False))[1]
+    return pack(dense, index, (block[0], block[1]))
+
+
+def _gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, (0, 0), groups, wanted
+    )
