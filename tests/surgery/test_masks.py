@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from resgrow.surgery import Masks
+from resgrow.surgery import Masks, swap, unswap
 
 
 def network() -> nn.Sequential:
@@ -214,6 +214,111 @@ def test_masks_that_were_complete_may_lose_elements_later() -> None:
     assert assert_zero_where_absent(model, optimizer, masks) == 2 * len(masks)
     train(model, optimizer, 1)
     assert assert_zero_where_absent(model, optimizer, masks) == 2 * len(masks)
+
+
+def swapped(make: Callable[..., Optimizer]) -> tuple[nn.Sequential, Optimizer, Masks]:
+    """A network whose linear layer is block-sparse in blocks of 4, after some training."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 8, bias=False))
+    optimizer = make(model.parameters())
+    masks = Masks(model, {"4.weight": BLOCKS, "0.weight": FIRST}).attach(optimizer)
+    train(model, optimizer)
+    assert swap(model, masks, block=(4, 1), force=True).swapped == ["4"]
+    return model, optimizer, masks
+
+
+FIRST = torch.tensor([False, True, True]).view(3, 1, 1, 1).expand(3, 1, 3, 3)  # cuts the blocks of 4
+BLOCKS = (torch.arange(24).view(2, 12) % 3 > 0).repeat_interleave(4, 0)
+
+
+def moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The weight of the linear layer and all its state of the same shape, dense."""
+    layer = model[4]
+    entries = {"weight": layer.values, **optimizer.state[layer.values]}
+    return {
+        key: layer.unpacked(value)
+        for key, value in entries.items()
+        if isinstance(value, Tensor) and value.shape == layer.values.shape
+    }
+
+
+def test_numbers_are_the_same_after_a_swap() -> None:
+    model, _, masks = swapped(OPTIMIZERS["adam"][0])
+    fresh = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 8, bias=False))
+    dense = Masks(fresh, masks)
+    assert masks.density() == dense.density()
+    assert masks.live_parameters() == dense.live_parameters()
+    assert masks.summary() == dense.summary()
+    assert all(torch.equal(masks.state_dict()[name], mask) for name, mask in dense.state_dict().items())
+    again = Masks(model, dense)  # under the same names
+    assert again.live_parameters() == dense.live_parameters()
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam", "adam-fused", "adamw-foreach"])
+def test_blocks_go_and_come_with_their_state(name: str) -> None:
+    model, optimizer, masks = swapped(OPTIMIZERS[name][0])
+    values, before = model[4].values, moments(model, optimizer)
+    other = BLOCKS.roll(1, 1)
+    masks.update({"4.weight": other})
+    assert model[4].values is values
+    after = moments(model, optimizer)
+    assert len(after) >= 2
+    for key, value in after.items():
+        torch.testing.assert_close(value, before[key] * (other & BLOCKS), rtol=0, atol=0)
+    assert torch.equal(model[4].mask, other[::4])
+    train(model, optimizer)
+    masks.load_state_dict({"4.weight": torch.ones_like(BLOCKS)})
+    assert model[4].density() == 1
+    train(model, optimizer)
+    assert moments(model, optimizer)["weight"][:, 4:].all()  # the channel before these is masked and dead
+    masks.load_state_dict({"4.weight": torch.zeros_like(BLOCKS)})
+    assert model[4].values.numel() == 0
+    train(model, optimizer)
+
+
+def test_weights_absent_within_present_blocks_stay_zero() -> None:
+    model, optimizer, masks = swapped(OPTIMIZERS["adam"][0])
+    finer = BLOCKS & (torch.rand(8, 12) > 0.3)
+    masks.update({"4.weight": finer})
+    for _ in range(2):
+        train(model, optimizer, 1)
+        entries = moments(model, optimizer)
+        assert len(entries) == 4
+        assert not any(value[~finer].any() for value in entries.values())
+        assert entries["weight"][finer].all()
+    model[4].set_mask(torch.ones_like(model[4].mask), optimizer)  # behind the masks' back
+    train(model, optimizer, 1)
+    assert not moments(model, optimizer)["weight"][~finer].any()
+    unswap(model, optimizer=optimizer)
+    train(model, optimizer, 1)
+    assert not model[4].weight[~finer].any()
+    assert not optimizer.state[model[4].weight]["exp_avg"][~finer].any()
+
+
+def test_ragged_blocks_lose_nothing() -> None:
+    """Values that hang over the weight's edge are nobody's, whatever the mask says."""
+    model = nn.Sequential(nn.Linear(5, 6))
+    mask = torch.ones(6, 5, dtype=torch.bool)
+    mask[:4, :2] = False
+    mask[5, 4] = False
+    masks = Masks(model, {"0.weight": mask})
+    masks.apply()
+    swap(model, masks, block=(4, 2), force=True)
+    expected = model[0].dense_weight()
+    masks.apply()
+    assert torch.equal(model[0].dense_weight(), expected)
+    assert torch.equal(expected != 0, mask)
+
+
+@pytest.mark.parametrize("bad", [{"4.values": BLOCKS}, {"4.weight": BLOCKS[:2]}, {"4.weight": BLOCKS[::4]}])
+def test_bad_masks_of_a_swapped_layer_change_nothing(bad: dict[str, Tensor]) -> None:
+    model, optimizer, masks = swapped(OPTIMIZERS["adam"][0])
+    before = moments(model, optimizer)
+    for attempt in (lambda: masks.update(bad), lambda: masks.load_state_dict(bad), lambda: Masks(model, bad)):
+        with pytest.raises(ValueError, match="Masks: "):
+            attempt()
+    assert torch.equal(masks["4.weight"], BLOCKS)
+    torch.testing.assert_close(moments(model, optimizer), before, rtol=0, atol=0)
 
 
 def test_counts_and_summary() -> None:
