@@ -58,7 +58,9 @@ class BlockSparseLayer(nn.Module):
         return mask.to(device)
 
     def _pack(self, weight: Tensor, index: Tensor | None = None) -> Tensor:
-        return pack(weight.detach(), self.index if index is None else index, self.block).contiguous()
+        values = pack(weight.detach(), self.index if index is None else index, self.block)
+        # Copied even where it counts as contiguous: strides of dimensions of size 1 must be those of new tensors, too.
+        return values.clone(memory_format=torch.contiguous_format)
 
     def dense_weight(self) -> Tensor:
         """The weight, zero in absent blocks; differentiable in ``values``."""
@@ -114,7 +116,7 @@ class BlockSparseLayer(nn.Module):
         old_index, old_shape = self.index, self.values.shape
 
         def moved(t: Tensor) -> Tensor:
-            return pack(unpack(t, old_index, self.shape), index, self.block).contiguous()
+            return self._pack(unpack(t, old_index, self.shape), index)
 
         values = moved(self.values)
         if weight is not None:

@@ -53,16 +53,22 @@ def _activated(
     values: Tensor,
     index: Tensor,
     bias: Tensor | None,
-    positive: Tensor,
-    negative: Tensor,
+    residual: Tensor | None,
+    slopes: Sequence[Tensor],
+    outputs: int,
     kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    y = _forward(x, values, index, bias, positive.shape[0], kernel_size, stride, padding, dilation, groups)
-    return y * torch.where(y >= 0, positive[:, None, None], negative[:, None, None])
+    y = _forward(x, values, index, bias, outputs, kernel_size, stride, padding, dilation, groups)
+    if residual is not None:
+        y = y + residual
+    if not slopes:
+        return y
+    positive, negative = (slope[:, None, None] for slope in slopes)
+    return y * torch.where(y >= 0, positive, negative)
 
 
 def _input_grad(

@@ -34,11 +34,13 @@ def test_same_values(case: str) -> None:
     values, bias, x = pack(weight, index, block).contiguous(), draw(outputs), draw(batch, inputs, side, side)
     tail = ([kernel] * 2, [stride] * 2, [padding] * 2, [dilation] * 2, groups)
     y = NATIVE.block_sparse_conv2d(x, values, index, bias, outputs, *tail)
-    grad = torch.randn_like(y)
+    grad, slopes = torch.randn_like(y), [draw(outputs), draw(outputs)]
     for op, args in [
         (NATIVE.block_sparse_conv2d, (x, values, index, bias, outputs, *tail)),
         (NATIVE.block_sparse_conv2d, (x, values, index, None, outputs, *tail)),
-        (NATIVE.block_sparse_conv2d_activated, (x, values, index, bias, draw(outputs), draw(outputs), *tail)),
+        (NATIVE.block_sparse_conv2d_activated, (x, values, index, bias, grad, slopes, outputs, *tail)),
+        (NATIVE.block_sparse_conv2d_activated, (x, values, index, None, grad, [], outputs, *tail)),
+        (NATIVE.block_sparse_conv2d_activated, (x, values, index, bias, None, slopes, outputs, *tail)),
         (NATIVE.block_sparse_conv2d_input_grad, (grad, values, index, list(x.shape), *tail)),
         (NATIVE.block_sparse_conv2d_weight_grad, (grad, x, index, list(block), *tail)),
     ]:
