@@ -1,4 +1,4 @@
-"""Command line: ``resgrow info``, ``resgrow fit`` and ``resgrow saliency``."""
+"""Command line: ``resgrow info``, ``resgrow fit``, ``resgrow saliency`` and ``resgrow bench``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from resgrow._errors import ExpectedError, InputError
 
@@ -29,6 +30,18 @@ SALIENCY_EXAMPLES = """examples:
       one exact pass, with a second table by blocks of 16 output channels
   resgrow saliency my-model --data ~/photos --method obs --hessian layer --limit 500 --out scores.safetensors
       own images in train/<class>/ and test/<class>/, 500 of them
+"""
+BENCH_EXAMPLES = """examples:
+  resgrow bench resnet20
+      half, a quarter and a tenth of the blocks left, chosen at random: each layer, the whole model, memory, break-even
+  resgrow bench torchvision:resnet18 --density .2 --block 16x1,16x16 --batch 1 --threads 1 --out rn18
+      inference on one image, two block sizes; plots and bench.json in rn18
+  resgrow bench torchvision:resnet18 --density .2 --train --repeats 3
+      a training step: forward, backward, SGD with momentum
+  resgrow bench runs/digits-resnet8-20260101-120000 --input 1x8x8
+      a network that resgrow fit made sparse, as it is
+  resgrow bench mypackage.models:build --input 784 --density .5,.1
+      what a function of yours returns
 """
 INFO_EXAMPLES = """example:
   resgrow info
@@ -80,8 +93,6 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _saliency(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from resgrow.experiments.saliency_command import make_config, run
 
     config = make_config(
@@ -98,10 +109,35 @@ def _saliency(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     _set_threads("saliency", arguments.threads)
+    run(config, _console())
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from resgrow.experiments.bench_command import make_config, run
+
+    config = make_config(
+        arguments.model,
+        block=arguments.block,
+        density=arguments.density,
+        input_shape=arguments.input,
+        out=arguments.out,
+        **{
+            name: getattr(arguments, name)
+            for name in ("batch", "method", "train", "fuse", "repeats", "remeasure", "seed")
+        },
+    )
+    _set_threads("bench", arguments.threads)
+    run(config, _console())
+    return 0
+
+
+def _console() -> Any:
+    from rich.console import Console
+
     console = Console()
     # Tables in pipes and files need not fit a terminal.
-    run(config, console if console.is_terminal else Console(width=160))
-    return 0
+    return console if console.is_terminal else Console(width=160)
 
 
 def _set_threads(command: str, threads: int | None) -> None:
@@ -190,6 +226,47 @@ def _add_saliency(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.set_defaults(run=_saliency)
 
 
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="dense against block-sparse: each layer and the whole model, time and memory",
+        description="Removes blocks of a dense model's weights (a sparse model is taken as it is), puts block-sparse "
+        "layers in where they are measured faster, and times the two against each other on this machine.",
+        epilog=BENCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "model",
+        metavar="MODEL",
+        help="resnet8, resnet20, resnet56, lenet5, torchvision:NAME, package.module:function, or a folder written by "
+        "resgrow.save or resgrow fit",
+    )
+    add(
+        "--block",
+        action="append",
+        metavar="RxC,...",
+        help="block sizes (default: 16x1; of a sparse model: the fastest)",
+    )
+    add("--density", metavar="D,...", help="shares of the weights that stay (default: .5,.25,.1)")
+    add("--method", default="random", metavar="NAME", help="which go: random or magnitude (default: random)")
+    add("--batch", type=int, default=32, metavar="N", help="inputs at once (default: 32)")
+    add("--input", metavar="CxHxW", help="shape of an input (default: by model, where that is known)")
+    add("--train", action="store_true", help="a training step with SGD and momentum instead of inference")
+    add(
+        "--fuse",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="for inference, also with norms, additions and activations fused, against dense with norms folded",
+    )
+    add("--repeats", type=int, default=10, metavar="N", help="rounds whose median is taken (default: 10)")
+    add("--remeasure", action="store_true", help="measure each layer anew, whatever was measured earlier")
+    add("--seed", type=int, default=0, help="of weights, inputs and random choice (default: 0)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--out", metavar="DIR", help="folder for bench.json, speedup.png and layers.png (default: none)")
+    parser.set_defaults(run=_bench)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="resgrow", description="Networks that find their own size.")
@@ -197,6 +274,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_info(commands)
     _add_fit(commands)
     _add_saliency(commands)
+    _add_bench(commands)
     return parser
 
 

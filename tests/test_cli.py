@@ -35,7 +35,7 @@ def test_info_says_why_there_is_no_cuda(monkeypatch, version, build, text):
     assert resgrow.info.cuda_architectures(build) == text
 
 
-@pytest.mark.parametrize("command", ["info", "fit", "saliency"])
+@pytest.mark.parametrize("command", ["info", "fit", "saliency", "bench"])
 def test_help_has_examples(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
