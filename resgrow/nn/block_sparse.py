@@ -156,6 +156,15 @@ class BlockSparseLinear(BlockSparseLayer):
         return f"{self.in_features}, {self.out_features}, {self._describe()}"
 
 
+def from_dense(
+    layer: nn.Conv2d | nn.Linear, mask: Tensor | None = None, block: Sequence[int] = (16, 1)
+) -> BlockSparseConv2d | BlockSparseLinear:
+    """``from_dense`` of the class that stands for the layer's."""
+    if isinstance(layer, nn.Linear):
+        return BlockSparseLinear.from_dense(layer, mask, block)
+    return BlockSparseConv2d.from_dense(layer, mask, block)
+
+
 def _is_channels_last(weight: Tensor) -> bool:
     """False where both formats are the same (1x1 kernels, one channel)."""
     return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()

@@ -11,7 +11,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from resgrow.nn import BlockSparseConv2d, BlockSparseLinear
+from resgrow.nn.block_sparse import from_dense
 from resgrow.surgery.speed_cache import recall, remember
 
 # Rounds fill about this many seconds, within limits: a median needs some, and no layer is worth more.
@@ -120,8 +120,7 @@ def _time(
     dtype: torch.dtype,
 ) -> list[float]:
     """Seconds of the dense layer, the sparse one, and the copies."""
-    kind = BlockSparseLinear if isinstance(layer, nn.Linear) else BlockSparseConv2d
-    sparse = kind.from_dense(layer, mask, block).requires_grad_(True).to(dtype)  # type: ignore[arg-type]
+    sparse = from_dense(layer, mask, block).requires_grad_(True).to(dtype)
     format_ = torch.channels_last if channels_last else torch.contiguous_format
     dense = sparse.to_dense()
     dense.to(memory_format=format_)  # type: ignore[call-overload]

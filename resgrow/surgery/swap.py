@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from resgrow.nn import BlockSparseConv2d, BlockSparseLinear
+from resgrow.nn.block_sparse import BlockSparseConv2d, BlockSparseLinear, from_dense
 from resgrow.nn.block_sparse_base import BlockSparseLayer, present_blocks
 from resgrow.ops.block_index import check_block
 from resgrow.ops.block_sparse import has_kernel
@@ -28,6 +28,7 @@ BLOCKS = ((16, 16), (16, 1), (8, 1), (4, 1))
 _WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
 
 
+@torch.inference_mode(mode=False)  # parameters made in inference mode could never be trained
 @torch.no_grad()
 def swap(
     model: nn.Module,
@@ -87,6 +88,7 @@ def swap(
     return Swap([row for row, _ in decisions], nominal)
 
 
+@torch.inference_mode(mode=False)  # parameters made in inference mode could never be trained
 @torch.no_grad()
 def unswap(model: nn.Module, *, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> Swap:
     """Replace block-sparse layers by dense ones with the same weights, zeros in absent blocks. The inverse of `swap`.
@@ -217,8 +219,7 @@ def _weights_held(mask: Tensor, shape: Sequence[int], block: tuple[int, int]) ->
 
 def _swapped(site: Site, mask: Tensor, block: tuple[int, int], optimizers: Sequence[Optimizer]) -> Exchange:
     dense: Any = site.layer
-    kind = BlockSparseLinear if isinstance(dense, nn.Linear) else BlockSparseConv2d
-    layer = kind.from_dense(dense, mask, block)
+    layer = from_dense(dense, mask, block)
     return plan(site, layer, dense.weight, layer.values, layer.packed, optimizers)
 
 

@@ -193,6 +193,32 @@ def test_dtypes(dtype: torch.dtype) -> None:
     torch.testing.assert_close(model(X.to(dtype)), expected, **tolerance)
 
 
+def test_in_inference_mode_too() -> None:
+    model = network()
+    masks = pruned(model)
+    with torch.inference_mode():
+        swapped(model, masks, example_inputs=X.clone())
+    train(model, [torch.optim.SGD(model.parameters(), 0.1)], 1)
+    with torch.inference_mode():
+        resgrow.unswap(model)
+    train(model, [torch.optim.SGD(model.parameters(), 0.1)], 1)
+
+
+def test_values_that_hang_over_the_edge_stay_zero() -> None:
+    """Such values are in no weight; a gradient there would count in the norms that gradients are clipped by."""
+    model = network()
+    masks = pruned(model, (16, 16))
+    optimizer = torch.optim.Adam(model.parameters())
+    swapped(model, masks, optimizer=optimizer, block=(16, 16))
+    train(model, [optimizer])
+    for name in LAYERS:
+        layer = model.get_submodule(name)
+        outside = layer.packed(torch.ones(layer.shape)) == 0
+        assert outside.any()
+        assert not layer.values.grad[outside].any()
+        assert not layer.values[outside].any()
+
+
 def test_swapping_twice_is_harmless() -> None:
     model = network()
     masks = pruned(model)
