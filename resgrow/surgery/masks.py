@@ -109,8 +109,8 @@ class Masks(Mapping[str, Tensor]):
         """Replace the masks of the given names, keep the others, and apply.
 
         Elements that become present again keep their value of zero. Block-sparse layers lose and gain blocks, together
-        with their gradient and the state of the attached optimizers. Raises like the constructor, with nothing
-        changed.
+        with their gradient and the state of the attached optimizers; that of others would no longer fit. Raises like
+        the constructor, with nothing changed.
         """
         checked = checked_masks(self._model, masks)
         self._replace({**self._masks, **checked})
