@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,15 @@ def test_medians_of_interleaved_rounds() -> None:
     assert len(times) == 2
     assert order[:6] == [0, 1] * 3
     assert len(order) >= 2 * 8
+
+
+def test_waiting_for_other_programs_does_not_count(threads: None) -> None:
+    torch.set_num_threads(1)
+    waited, worked = speed._medians([lambda: time.sleep(0.02), lambda: sum(range(10_000))])
+    assert 0 < waited < 0.01
+    assert worked > 0
+    torch.set_num_threads(2)  # the work of two threads is not in one's processor time
+    assert speed._medians([lambda: time.sleep(0.02)])[0] >= 0.02
 
 
 def test_known_measurements_are_not_repeated(timed: list[list[float]], cache: Path) -> None:
