@@ -32,8 +32,10 @@ class BlockSparseLayer(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, mask: Tensor, block: Sequence[int]) -> None:
         super().__init__()
-        self.block = check_block(type(self).__name__, block)
+        block_out, block_in = check_block(type(self).__name__, block)
         self.shape = tuple(weight.shape)
+        # A block wider than the layer is the same block without the part that hangs over, which kernels would compute.
+        self.block = (block_out, max(1, min(block_in, self.shape[1])))
         mask = self._checked(mask)
         self.register_buffer("mask", mask.clone())
         self.register_buffer("index", block_index(mask, self.block), persistent=False)

@@ -115,6 +115,22 @@ def test_mask_over_single_weights() -> None:
         BlockSparseConv2d.from_dense(dense, mask, (16, 1))
 
 
+def test_blocks_wider_than_the_layer() -> None:
+    """They hold what there is: kernels compute nothing that hangs over the inputs."""
+    dense = nn.Conv2d(3, 20, 3).double()
+    mask = torch.rand(2, 1, 3, 3) < 0.5
+    sparse = BlockSparseConv2d.from_dense(dense, mask, (16, 16))
+    assert sparse.block == (16, 3)
+    assert torch.equal(sparse.mask, mask)
+    assert sparse.values.shape == (int(mask.sum()), 3, 16)
+    with torch.no_grad():
+        dense.weight.mul_(reference.block_mask(mask, dense.weight.shape, (16, 16)))
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(sparse(x), dense(x))
+    sparse.set_mask(~mask)
+    assert torch.equal(sparse.mask, ~mask)
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_state_dicts_are_those_of_the_dense_layer(pair, block: tuple[int, int]) -> None:
     dense, sparse, _, x = pair(block)
