@@ -129,7 +129,7 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
     "dense": (
         lambda: nn.Sequential(nn.Conv2d(C, 8, 3, groups=2, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
         (2, C, 5, 4),
-        ["Conv2d", "ReLU"],
+        ["Conv2d"],
     ),
     "linear residual": (
         lambda: Net(lambda net, x: F.relu(net.fc(x) + x), fc=linear()),
@@ -204,7 +204,7 @@ PARTIAL: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "parametrised": (_reparametrised, ["ParametrizedConv2d", "BatchNorm2d"]),
     "norm by the batch": (
         lambda: nn.Sequential(conv(), nn.BatchNorm2d(C, track_running_stats=False), nn.ReLU()),
-        ["BlockSparseConv2d", "BatchNorm2d", "ReLU"],
+        ["BlockSparseConv2d", "BatchNorm2d"],
     ),
     "norm behind the activation": (
         lambda: nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(C)),

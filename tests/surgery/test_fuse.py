@@ -79,9 +79,56 @@ def test_residual_network(dtype: torch.dtype, layout: torch.memory_format) -> No
 def test_shortcut_with_a_norm_and_a_shared_activation() -> None:
     model = ready(bottleneck())
     fused = resgrow.fuse(model)
-    assert called(fused) == ["FusedConv2d", "Conv2d", "ReLU", "FusedConv2d", "FusedConv2d"]
+    assert called(fused) == ["FusedConv2d", "Conv2d", "FusedConv2d", "FusedConv2d"]
     x = torch.randn(2, C, 6, 5, dtype=torch.float64)
     torch.testing.assert_close(outputs(fused, x), outputs(model, x), rtol=1e-12, atol=1e-12)
+
+
+def _targets(fused: torch.fx.GraphModule) -> list[str]:
+    """What is called, by name, in order."""
+    named = {"call_module": lambda n: type(fused.get_submodule(n.target)).__name__, "call_method": lambda n: n.target}
+    named["call_function"] = lambda n: n.target.__name__
+    return [named[n.op](n) for n in fused.graph.nodes if n.op in named]
+
+
+@pytest.mark.parametrize(
+    ("pool", "order"),
+    [
+        (nn.MaxPool2d(3, 2, 1), ["MaxPool2d", "relu_"]),
+        (nn.MaxPool2d(2, ceil_mode=True), ["MaxPool2d", "relu_"]),
+        (nn.MaxPool2d(2, 1, 1, dilation=2), ["relu_", "MaxPool2d"]),  # a window may hold nothing but padding
+        (nn.AvgPool2d(2), ["relu_", "AvgPool2d"]),
+    ],
+    ids=["max", "ceil", "dilation", "average"],
+)
+@pytest.mark.parametrize("relu", [nn.ReLU(), nn.ReLU(inplace=True)], ids=["", "in place"])
+def test_relus_behind_dense_layers_are_cheap(pool: nn.Module, order: list[str], relu: nn.Module) -> None:
+    model = ready(nn.Sequential(nn.Conv2d(C, 7, 3), nn.BatchNorm2d(7), relu, pool))
+    fused = resgrow.fuse(model)
+    assert _targets(fused) == ["Conv2d", *order]
+    x = torch.randn(2, C, 9, 8, dtype=torch.float64)
+    torch.testing.assert_close(outputs(fused, x), outputs(model, x), rtol=1e-12, atol=1e-12)
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(fused(x).square().sum(), x)
+    torch.testing.assert_close(grad, torch.autograd.grad(model(x).square().sum(), x)[0])
+
+
+def test_relus_whose_input_others_see_write_nowhere() -> None:
+    def seen(net: Net, x: Tensor) -> Tensor:
+        y = net.conv(x)
+        return F.relu(y) + y.sin() + F.relu(x) + torch.relu(x.view(x.shape))
+
+    model = ready(Net(seen, conv=nn.Conv2d(C, C, 1)))
+    fused = resgrow.fuse(model)
+    assert "relu_" not in _targets(fused)
+    x = torch.randn(2, C, 5, 4, dtype=torch.float64)
+    before = x.clone()
+    torch.testing.assert_close(fused(x), model(before))
+    assert torch.equal(x, before)
+    added = ready(Net(lambda net, x: F.relu(net.conv(x) + x) - x, conv=nn.Conv2d(C, C, 1)))
+    fused = resgrow.fuse(added)
+    assert _targets(fused) == ["Conv2d", "add", "relu_", "sub"]
+    torch.testing.assert_close(outputs(fused, x), outputs(added, x))
 
 
 def test_gates_open_closed_and_between() -> None:

@@ -74,7 +74,7 @@ class Finder:
 
     def chain(self, node: Node) -> Chain | None:
         """The longest chain that begins at ``node``, or None where there is nothing to fuse."""
-        layer = self._module(node)
+        layer = self.module(node)
         if layer is None or type(layer) not in NORMS or not self._alone(node, layer):
             return None
         norm = self._follower(node, lambda user: self._is_norm(user, layer))
@@ -91,7 +91,7 @@ class Finder:
         chain = Chain(node, norm, addition, residual, activation)
         return chain if len(chain.steps()) > 1 else None
 
-    def _module(self, node: Node) -> nn.Module | None:
+    def module(self, node: Node) -> nn.Module | None:
         """The module a node calls on one tensor, unless hooks or the like do something beside it."""
         if node.op != "call_module" or len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], Node):
             return None
@@ -112,19 +112,17 @@ class Finder:
         return users[0] if len(users) == 1 and accepts(users[0]) else None
 
     def _is_norm(self, node: Node, layer: nn.Module) -> bool:
-        norm = self._module(node)
+        norm = self.module(node)
         if norm is None or type(norm) is not NORMS[type(layer)] or norm.training or norm.running_mean is None:
             return False
         weight = layer.weight if isinstance(layer, nn.Conv2d) else layer.values
         return bool(norm.num_features == _outputs(layer) and norm.running_mean.dtype == weight.dtype)
 
     def _is_activation(self, node: Node, layer: nn.Module) -> bool:
-        if node.op != "call_module":
-            return node.target in _RELUS.get(node.op, ())
-        module = self._module(node)
+        module = self.module(node)
         if type(module) is TriStateReLU:
             return module.num_channels == _outputs(layer)
-        return type(module) is nn.ReLU
+        return is_relu(node, module)
 
     def _writes(self, node: Node) -> bool:
         """Whether a node may change a tensor that others hold."""
@@ -139,6 +137,16 @@ class Finder:
         in_place = name.endswith("_") or (home == "_operator" and name.startswith(("i", "set", "del")))
         options = bool(node.kwargs.get("inplace")) or "out" in node.kwargs
         return in_place or options or home.partition(".")[0] not in _KNOWN_HOMES
+
+
+def is_relu(node: Node, module: nn.Module | None) -> bool:
+    """``module``: what the node calls, if it calls one."""
+    return type(module) is nn.ReLU or node.target in _RELUS.get(node.op, ())
+
+
+def adds(node: Node) -> bool:
+    """Whether a node is the sum of two others, and a new tensor."""
+    return len(node.all_input_nodes) == 2 and node.target in _ADDITIONS.get(node.op, ()) and not node.kwargs
 
 
 def _outputs(layer: Any) -> int:

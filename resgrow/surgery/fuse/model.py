@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 from resgrow.surgery.forward import Inputs, as_inputs, evaluate
 from resgrow.surgery.fuse.chain import SPARSE, Chain, Finder
 from resgrow.surgery.fuse.fold import folded_conv, fused_layer
+from resgrow.surgery.fuse.settle import settle_relus
 from resgrow.surgery.fuse.trace import trace
 
 # What hands its input on in evaluation mode: the same tensor, not a copy.
@@ -28,6 +29,7 @@ def fuse(model: nn.Module, example_inputs: Inputs | None = None) -> GraphModule:
       :class:`resgrow.nn.TriStateReLU`, each where it is there, and become :class:`resgrow.nn.FusedConv2d` and
       ``FusedLinear``.
     * Dense ``nn.Conv2d`` take up the batch norm behind them.
+    * Other ReLUs work in place where nothing else sees their input, and change places with max-pooling behind them.
     * ``nn.Identity`` and dropout, which do nothing here, go.
 
     Only what gives the same outputs up to rounding is fused: a step takes part where the number it takes in has no
@@ -59,6 +61,7 @@ def fuse(model: nn.Module, example_inputs: Inputs | None = None) -> GraphModule:
         chain = finder.chain(node)
         if chain is not None:
             _replace(traced, chain)
+    settle_relus(traced)
     traced.delete_all_unused_submodules()
     traced.graph.lint()
     traced.recompile()
