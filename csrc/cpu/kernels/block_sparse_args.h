@@ -43,18 +43,18 @@ struct BlockSparseTiles {
   Int ahead_step;  // a line, or 0: nothing
 };
 
-// out[e][o] (+)= sum over pixels g[pixel][o] x[offset_e + pixel], for a few entries at once. g and
-// x are grouped.
+// out[e][o] += sum over pixels g[pixel][o] x[offset_e + pixel], for a few entries at once.
 template <class T>
 struct BlockSparseCorrelate {
   const T* x;
-  Int x_row;
+  Int x_pixel, x_row;
   const T* g;
-  Int g_row;
+  Int g_pixel, g_row;
   Int rows, cols;
   const int* offsets;
   T* out;
   Int out_step;
+  const T* ahead;  // what is read next, fetched two cache lines per pixel meanwhile
 };
 
 // gx[channel_e] += sum_o w[e][o] g[list][o], all of them vectors of lanes, for some positions in a

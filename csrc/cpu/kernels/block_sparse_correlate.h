@@ -1,4 +1,4 @@
-// Kernel of block_sparse's weight gradient, on grouped activations.
+// Kernel of block_sparse's weight gradient, on pixels at any distance.
 namespace resgrow {
 namespace ISA {
 
@@ -31,10 +31,14 @@ void block_sparse_correlate(const BlockSparseCorrelate<T>& args) {
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) acc[e][v] = load<V>(a.out + e * a.out_step + v * lanes);
   }
+  const T* ahead = a.ahead;
   for (Int row = 0; row < a.rows; ++row) {
     const T* x = a.x + row * a.x_row;
     const T* g = a.g + row * a.g_row;
-    for (const T* end = g + a.cols * kGroup; g < end; g += kGroup, x += kGroup) {
+    for (const T* end = g + a.cols * a.g_pixel; g < end; g += a.g_pixel, x += a.x_pixel) {
+      __builtin_prefetch(ahead, 0, 2);
+      __builtin_prefetch(ahead + 64 / sizeof(T), 0, 2);
+      ahead += 128 / sizeof(T);
       V grad[vectors];
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) grad[v] = load<V>(g + v * lanes);
