@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.profiler import ProfilerActivity, profile
+
+from resgrow.surgery.speed import fair_clock
 
 Call = Callable[[], object]
 
@@ -51,16 +52,17 @@ def make_optimizer(model: nn.Module) -> Optimizer:
 def interleaved(calls: Mapping[str, Call], repeats: int) -> dict[str, list[float]]:
     """Seconds of every call, in rounds that make each call once, in turning order, after one round to warm up.
 
-    What else the machine does then falls on all of them alike.
+    What else the machine does then falls on all of them alike. Of processor time with one thread.
     """
+    clock = fair_clock()
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     for round_ in range(repeats + 1):
         for name in order:
-            start = perf_counter()
+            start = clock()
             calls[name]()
             if round_ > 0:
-                times[name].append(perf_counter() - start)
+                times[name].append(clock() - start)
         order.reverse()
     return times
 

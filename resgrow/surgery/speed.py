@@ -149,7 +149,7 @@ def _call(layer: nn.Module, weight: Tensor, x: Tensor, grad: Tensor, train: bool
 
 def _medians(calls: Sequence[Callable[[], object]]) -> list[float]:
     """Median seconds of each, in rounds that call all of them: what else the machine does falls on all alike."""
-    clock = _clock()
+    clock = fair_clock()
     times: list[list[float]] = [[] for _ in calls]
 
     def play() -> float:
@@ -167,7 +167,7 @@ def _medians(calls: Sequence[Callable[[], object]]) -> list[float]:
     return [median(taken[1:]) for taken in times]
 
 
-def _clock() -> Callable[[], float]:
+def fair_clock() -> Callable[[], float]:
     """Processor time where one thread does all the work, as the clock on the wall is not fair on a busy machine: a
     call that lasts longer than a time slice waits for others, a shorter one does not."""
     fair = torch.get_num_threads() == 1 and get_clock_info("thread_time").resolution < _FINE
