@@ -1,0 +1,64 @@
+"""Compiles what of the native code needs no torch, with the test programs of this folder, for any compiler."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
+FLAGS = ["-std=c++17", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi"]
+INCLUDES = [f"-I{HERE / 'shim'}", f"-I{CSRC}", f"-I{HERE}"]
+# Units of the instruction sets that a processor may have, as setup.py compiles them.
+UNITS = {"x86_64": ("base", "avx2", "avx512"), "amd64": ("base", "avx2", "avx512")}
+
+
+def units_here() -> tuple[str, ...]:
+    return UNITS.get(platform.machine().lower(), ("base",))
+
+
+def unit_source(name: str) -> Path:
+    return CSRC / "cpu" / "kernels" / f"isa_{name}.cpp"
+
+
+def run(command: Sequence[object], seconds: float = 600) -> subprocess.CompletedProcess[str]:
+    """Runs it; the output's end is shown where it fails."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=seconds, check=False)
+    assert done.returncode == 0, (
+        f"{' '.join(map(str, command))} ended with {done.returncode}\n{done.stdout[-1000:]}\n{done.stderr[-8000:]}"
+    )
+    return done
+
+
+def build(
+    folder: Path,
+    program: str,
+    compiler: Sequence[str],
+    flags: Sequence[str],
+    units: Sequence[str],
+    unit_flags: Sequence[str] = (),
+) -> Path:
+    """``program``.cpp of this folder, the glue it needs and the kernels of ``units``, compiled side by side."""
+    glue = [
+        HERE / f"{program}.cpp",
+        CSRC / "cpu" / "isa.cpp",
+        *sorted((CSRC / "cpu").glob("block_sparse_*.cpp")),  # block_sparse.cpp itself is glue to torch
+    ]
+    kernels = [unit_source(name) for name in units]
+    defines = [f"-DRESGROW_HAVE_{name.upper()}" for name in units]
+
+    def compiled(source: Path) -> Path:
+        target = folder / f"{source.stem}.o"
+        own = unit_flags if source in kernels else ()
+        run([*compiler, *FLAGS, *flags, *own, *defines, *INCLUDES, "-c", source, "-o", target])
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, [*reversed(kernels), *glue]))  # the longest first
+    result = folder / program
+    run([*compiler, *flags, *objects, "-pthread", "-o", result])
+    return result
