@@ -30,23 +30,25 @@ void run_afresh(const F& run) {
   std::thread(run).join();
 }
 
-enum EpilogueKind { kNone, kBias, kSlopes, kBoth, kEpilogues };
+enum Epilogue { kBias = 1, kSlopes = 2, kResidual = 4, kEpilogues = 8 };
 
 template <class T>
-void check_forward(const BlockSparseCase& c, EpilogueKind kind) {
-  const auto x = as<T>(c.x), values = as<T>(c.values);
+void check_forward(const BlockSparseCase& c, int parts) {
+  const auto x = as<T>(c.x), values = as<T>(c.values), residual = as<T>(c.residual);
   const auto bias = as<T>(c.bias), positive = as<T>(c.positive), negative = as<T>(c.negative);
   BlockSparseEpilogue<T> epilogue{};
-  if (kind == kBias || kind == kBoth) epilogue.bias = bias.data();
-  if (kind == kSlopes || kind == kBoth) {
+  if (parts & kBias) epilogue.bias = bias.data();
+  if (parts & kResidual) epilogue.residual = residual.data();
+  if (parts & kSlopes) {
     epilogue.positive = positive.data();
     epilogue.negative = negative.data();
   }
   std::vector<double> want = c.y;
   for (size_t i = 0; i < want.size(); ++i) {
     const int64_t output = i % c.s.outputs;
-    if (epilogue.bias) want[i] += c.bias[output];
-    if (epilogue.positive) want[i] *= (want[i] >= 0 ? c.positive : c.negative)[output];
+    if (parts & kBias) want[i] += c.bias[output];
+    if (parts & kResidual) want[i] += c.residual[i];
+    if (parts & kSlopes) want[i] *= (want[i] >= 0 ? c.positive : c.negative)[output];
   }
   auto y = unwritten<T>(want.size());
   run_afresh(
@@ -83,7 +85,7 @@ void check(const BlockSparseCase& c, int64_t number, int threads) {
   for_every_isa([&](const std::string& isa) {
     announce(isa + ", " + std::to_string(8 * sizeof(T)) + " bits, " + std::to_string(threads) +
              " threads: " + c.name());
-    check_forward<T>(c, EpilogueKind(number % kEpilogues));
+    check_forward<T>(c, number % kEpilogues);
     check_gradients<T>(c);
   });
 }

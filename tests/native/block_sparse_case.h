@@ -15,7 +15,7 @@ struct BlockSparseCase {
   BlockSparseShape s{};
   std::vector<int> index;  // (4, blocks)
   int64_t blocks;
-  std::vector<double> x, grad, values, bias, positive, negative;
+  std::vector<double> x, grad, values, bias, positive, negative, residual;
   std::vector<double> y, grad_x, grad_values;  // of the sum of products alone
 
   BlockSparseCase(const BlockSparseShape& shape, double density, Random& random) : s(shape) {
@@ -33,6 +33,7 @@ struct BlockSparseCase {
     bias = random.integers<double>(s.padded_outputs());
     positive = random.integers<double>(s.padded_outputs(), 1);
     negative = random.integers<double>(s.padded_outputs(), 1);
+    residual = random.integers<double>(grad.size());
     multiply();
   }
 
