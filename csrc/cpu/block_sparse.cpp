@@ -77,16 +77,9 @@ BlockSparseIndex index_of(const char* op, const Tensor& index, const BlockSparse
   const int64_t blocks = index.size(1);
   const int* data = index.const_data_ptr<int>();
   const BlockSparseIndex result{data, data + blocks, data + 2 * blocks, data + 3 * blocks, blocks};
-  const auto below = [&](const int* values, int64_t limit) {
-    unsigned most = 0;
-    for (int64_t k = 0; k < blocks; ++k) most = std::max(most, static_cast<unsigned>(values[k]));
-    return blocks == 0 || most < limit;
-  };
-  int unsorted = 0;
-  for (int64_t k = 1; k < blocks; ++k) unsorted |= result.row[k] < result.row[k - 1];
-  TORCH_CHECK_VALUE(below(result.row, s.rows) && below(result.col, s.cols) &&
-                        below(result.tap, s.taps()) && below(result.by_tap, blocks) && !unsorted,
-                    op, ": index must be that of a mask of ", s.rows, " x ", s.cols, " blocks and ",
+  const Int limits[4] = {s.rows, s.cols, s.taps(), blocks};
+  TORCH_CHECK_VALUE(kernels().block_sparse_float.fits(data, blocks, limits), op,
+                    ": index must be that of a mask of ", s.rows, " x ", s.cols, " blocks and ",
                     s.taps(), " taps; make it with resgrow.ops.block_index");
   return result;
 }

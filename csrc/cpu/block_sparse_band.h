@@ -43,12 +43,7 @@ struct BlockSparseBand {
   void find_offsets(const BlockSparseShape& s, const BlockSparseIndex& index, int* next) const {
     std::vector<int> taps(s.taps());
     for (int64_t tap = 0; tap < s.taps(); ++tap) taps[tap] = tap_offset(s, tap);
-    for (int64_t k = 0; k < index.blocks; ++k) {
-      int64_t channel = s.first_channel(index.row[k], index.col[k]);
-      for (int64_t i = 0; i < s.block_in; ++i, ++channel) {
-        *next++ = channel / kGroup * group_step() + channel % kGroup + taps[index.tap[k]];
-      }
-    }
+    resgrow::find_offsets(s, index, taps, group_step(), next);
   }
 
   // Copies the input of the output rows from `first` on.

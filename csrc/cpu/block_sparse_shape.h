@@ -57,11 +57,22 @@ struct BlockSparseIndex {
   // First block of each row, rows + 1 of them.
   std::vector<int> row_starts(int64_t rows) const {
     std::vector<int> starts(rows + 1);
-    for (int64_t k = 0; k < blocks; ++k) ++starts[row[k] + 1];
-    for (int64_t r = 0; r < rows; ++r) starts[r + 1] += starts[r];
+    for (int64_t r = 0; r < rows; ++r)
+      starts[r + 1] = std::upper_bound(row + starts[r], row + blocks, r) - row;
     return starts;
   }
 };
+
+// Where each entry finds its pixels, given groups and taps; on whole pixels the step is kGroup.
+inline void find_offsets(const BlockSparseShape& s, const BlockSparseIndex& index,
+                         const std::vector<int>& taps, int64_t group_step, int* offsets) {
+  const std::vector<int> starts = index.row_starts(s.rows);
+  std::vector<int> bases(s.rows);
+  for (int64_t row = 0; row < s.rows; ++row) bases[row] = s.first_channel(row, 0);
+  kernels().block_sparse_float.offsets({index.col, index.tap, starts.data(), bases.data(),
+                                        taps.data(), s.rows, s.block_in,
+                                        static_cast<int>(group_step), offsets});
+}
 
 // Scratch memory, aligned to cache lines. Each thread keeps a few buffers: memory fresh from the
 // system costs a page fault every 4 KiB, which can take longer than the work on it.

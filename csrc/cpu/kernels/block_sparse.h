@@ -3,6 +3,7 @@
 // VECTOR_BYTES.
 #include "cpu/kernels/block_sparse_args.h"
 #include "cpu/kernels/block_sparse_correlate.h"
+#include "cpu/kernels/block_sparse_index.h"
 #include "cpu/kernels/block_sparse_lanes.h"
 #include "cpu/kernels/block_sparse_pack.h"
 #include "cpu/kernels/block_sparse_tiles.h"
@@ -14,7 +15,7 @@ constexpr int kTable = 32;
 
 template <class T, int WIDTH>
 struct BlockSparseTable {
-  void (*tiles[(kMaxRows + 1) * kTable])(const BlockSparseTiles<T>&) = {};
+  const T* (*tiles[(kMaxRows + 1) * kTable])(const BlockSparseTiles<T>&) = {};
 
   template <int ROWS, int COLS>
   constexpr void fill_tiles() {
@@ -54,6 +55,8 @@ constexpr BlockSparseKernels<T> block_sparse_kernels() {
           {Correlate::width4.entries, Correlate::width8.entries, Correlate::width16.entries},
           {Correlate::width4.kernels, Correlate::width8.kernels, Correlate::width16.kernels},
           {block_sparse_spread<T, 4>, block_sparse_spread<T, 8>, block_sparse_spread<T, 16>},
+          block_sparse_fits,
+          block_sparse_offsets,
           block_sparse_pack<T>,
           block_sparse_gather<T>,
           block_sparse_scatter<T>};

@@ -12,6 +12,16 @@ namespace resgrow {
 constexpr int kGroup = 16;
 constexpr int kWidths = 3;  // widths of output vectors: 4 << index
 
+// offsets[e]: where entry e, a channel of a block, finds its pixels in grouped rows.
+struct BlockSparseOffsets {
+  const int *col, *tap;       // of each block
+  const int *starts, *bases;  // of each row of blocks: its first block, its first channel
+  const int* taps;            // offset of each tap
+  Int rows, block_in;
+  int group_step;
+  int* offsets;
+};
+
 // A band of rows of one image, zero outside the image, channels in groups. Target pixel (row, col)
 // of phase p holds image pixel (row0 + row * row_step, col0 + col * col_step + p): with a stride,
 // neighbouring outputs read neighbouring pixels of one phase.
@@ -24,23 +34,29 @@ struct BlockSparsePack {
   Int group_step;  // between groups; rows and phases are dense
 };
 
-// out[o] = slopes(bias[o] + sum_e w[e][o] x[offset_e] + residual[o]) for tiles of pixels: row_tiles
-// x col_tiles of them. Neighbouring pixels lie kGroup apart in x.
+// The entries of one output vector: pixel p adds w[e] x[offsets[e] + p].
+template <class T>
+struct BlockSparsePiece {
+  const int* offsets;
+  const T* w;
+  Int entries, first;  // first: output
+};
+
+// out[o] = slopes(bias[o] + sum_e w[e][o] x[offset_e] + residual[o]) for pieces of the outputs and
+// tiles of pixels: row_tiles x col_tiles of them.
 template <class T>
 struct BlockSparseTiles {
   const T* x;
-  Int x_row;
-  const int* offsets;
-  Int entries;
-  const T* w;
+  Int x_pixel, x_row;
+  const BlockSparsePiece<T>* pieces;
+  Int first_piece, last_piece;
   Int w_step;
   T* out;
-  Int out_pixel, out_row, outputs;      // outputs: how many of the vector are stored
+  Int out_pixel, out_row, outputs;
   const T *bias, *positive, *negative;  // null: none; the slopes of sums >= 0 and < 0
   const T* residual;                    // null: none; strides of out
   Int row_tiles, col_tiles;
-  const T* ahead;  // what is read next, fetched a cache line per entry meanwhile
-  Int ahead_step;  // a line, or 0: nothing
+  const T *ahead, *ahead_end;  // what is read next, fetched a cache line per entry meanwhile
 };
 
 // out[e][o] += sum over pixels g[pixel][o] x[offset_e + pixel], for a few entries at once.
@@ -92,10 +108,13 @@ struct BlockSparseKernels {
   int lanes;                // of a full vector
   int max_rows;             // of a tile
   int max_pixels[kWidths];  // of a tile; 0: this width is not available
-  void (*const* tiles[kWidths])(const BlockSparseTiles<T>&);          // [rows * 32 + cols]
-  int max_entries[kWidths];                                           // of a weight-gradient tile
+  const T* (*const* tiles[kWidths])(
+      const BlockSparseTiles<T>&);  // [rows * 32 + cols]; to: new ahead
+  int max_entries[kWidths];         // of a weight-gradient tile
   void (*const* correlate[kWidths])(const BlockSparseCorrelate<T>&);  // [entries]
   void (*spread[kWidths])(const BlockSparseSpread<T>&);
+  bool (*fits)(const int* index, Int blocks, const Int* limits);  // every row below its limit
+  void (*offsets)(const BlockSparseOffsets&);
   void (*pack)(const BlockSparsePack<T>&);
   void (*gather)(const BlockSparseLanes<T>&);
   void (*scatter)(const BlockSparseLanes<T>&);

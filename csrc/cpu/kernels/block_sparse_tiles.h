@@ -49,60 +49,89 @@ struct Tile {
       }
     }
   }
-  // run(sum, its place in a tensor with the strides of the output)
+  // run(sum, its place in a tensor with these strides). Four pixels to an address: with one of
+  // each, the compiler keeps them all, and they crowd out the products.
   template <class P, class F>
-  __attribute__((always_inline)) inline void walk(const BlockSparseTiles<T>& a, P* place,
+  __attribute__((always_inline)) inline void walk(P* place, Int row_step, Int pixel_step,
                                                   const F& run) {
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r) {
-      P* row = place + r * a.out_row;
-#pragma GCC unroll 32
-      for (int t = 0; t < COLS; ++t, row += a.out_pixel) {
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) run(sums[r][t][v], row + v * lanes);
-      }
-    }
-  }
-
-  // Adds the entries' products; asks for a line of `ahead` with each.
-  __attribute__((always_inline)) inline void add_products(const BlockSparseTiles<T>& a, const T* x,
-                                                          const T*& ahead) {
-    const T* w = a.w;
-    for (Int e = 0; e < a.entries; ++e, w += a.w_step, ahead += a.ahead_step) {
-      __builtin_prefetch(ahead, 0, 2);
-      const T* p = x + a.offsets[e];
-      V weight[vectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) weight[v] = load<V>(w + v * lanes);
+      P* four = place + r * row_step;
+#pragma GCC unroll 8
+      for (int t = 0; t < COLS; t += 4, four += 4 * pixel_step) {
+        asm("" : "+r"(four));
 #pragma GCC unroll 4
-      for (int r = 0; r < ROWS; ++r) {
-        const T* q = p + r * a.x_row;
-#pragma GCC unroll 32
-        for (int t = 0; t < COLS; ++t) {
-          const T pixel = q[t * kGroup];
+        for (int i = 0; i < 4; ++i) {
+          if (t + i >= COLS) break;
 #pragma GCC unroll 2
-          for (int v = 0; v < vectors; ++v) sums[r][t][v] += weight[v] * pixel;
+          for (int v = 0; v < vectors; ++v) run(sums[r][t + i][v], four + i * pixel_step, v);
         }
       }
     }
   }
 
-  __attribute__((always_inline)) inline void finish(const BlockSparseTiles<T>& a, Int place) {
-    if (a.residual) walk(a, a.residual + place, [](V& sum, const T* p) { sum += load<V>(p); });
+  // Adds the products of one entry: x points to its pixels.
+  __attribute__((always_inline)) inline void add_entry(const BlockSparseTiles<T>& a, const T* w,
+                                                       const T* x) {
+    V weight[vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) weight[v] = load<V>(w + v * lanes);
+    walk(x, a.x_row, a.x_pixel, [&](V& sum, const T* pixel, int v) { sum += weight[v] * *pixel; });
+  }
+
+  // Adds all entries; asks for a line of `ahead` with each.
+  __attribute__((always_inline)) inline void add_products(const BlockSparseTiles<T>& a,
+                                                          const BlockSparsePiece<T>& piece,
+                                                          const T* x, const T*& ahead) {
+    // An addition waits for the one before it. Few pixels: entries take turns at several sums.
+    constexpr int turns = ROWS * COLS * vectors >= 4 ? 1 : ROWS * COLS * vectors >= 2 ? 4 : 8;
+    const Int step = ahead < a.ahead_end ? 64 / sizeof(T) : 0;
+    const T* w = piece.w;
+    Int e = 0;
+    if constexpr (turns > 1) {
+      Tile others[turns - 1] = {};
+      for (; e + turns <= piece.entries; e += turns, w += turns * a.w_step) {
+        add_entry(a, w, x + piece.offsets[e]);
+#pragma GCC unroll 8
+        for (int k = 1; k < turns; ++k)
+          others[k - 1].add_entry(a, w + k * a.w_step, x + piece.offsets[e + k]);
+      }
+#pragma GCC unroll 8
+      for (int k = 0; k < turns - 1; ++k) {
+#pragma GCC unroll 4
+        for (int t = 0; t < ROWS * COLS * vectors; ++t)
+          (&sums[0][0][0])[t] += (&others[k].sums[0][0][0])[t];
+      }
+    }
+    for (; e < piece.entries; ++e, w += a.w_step, ahead += step) {
+      __builtin_prefetch(ahead, 0, 2);
+      add_entry(a, w, x + piece.offsets[e]);
+    }
+  }
+
+  // Stores the first output and those beside it.
+  __attribute__((always_inline)) inline void finish(const BlockSparseTiles<T>& a, Int output,
+                                                    Int place) {
+    if (a.residual) {
+      walk(a.residual + place, a.out_row, a.out_pixel,
+           [](V& sum, const T* p, int v) { sum += load<V>(p + v * lanes); });
+    }
     if (a.positive) {
       V positive[vectors], negative[vectors];
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) {
-        positive[v] = load<V>(a.positive + v * lanes);
-        negative[v] = load<V>(a.negative + v * lanes);
+        positive[v] = load<V>(a.positive + output + v * lanes);
+        negative[v] = load<V>(a.negative + output + v * lanes);
       }
       each([&](V& sum, int v) { sum *= sum >= V{} ? positive[v] : negative[v]; });
     }
-    walk(a, a.out + place, [](V& sum, T* p) { store<V>(p, sum); });
+    walk(a.out + place, a.out_row, a.out_pixel,
+         [](V& sum, T* p, int v) { store<V>(p + v * lanes, sum); });
   }
 
   // The same where the output ends within the vector.
-  void finish_some(const BlockSparseTiles<T>& a, Int place) {
+  __attribute__((always_inline)) inline void finish_some(const BlockSparseTiles<T>& a, Int output,
+                                                         Int place) {
     T all[ROWS * COLS * WIDTH];
     T* next = all;
     each([&](V& sum, int) {
@@ -111,10 +140,10 @@ struct Tile {
     });
     for (int i = 0; i < ROWS * COLS; ++i) {
       const Int pixel = place + i / COLS * a.out_row + i % COLS * a.out_pixel;
-      for (Int o = 0; o < a.outputs; ++o) {
+      for (Int o = 0; output + o < a.outputs; ++o) {
         T sum = all[i * WIDTH + o];
         if (a.residual) sum += a.residual[pixel + o];
-        if (a.positive) sum *= sum >= 0 ? a.positive[o] : a.negative[o];
+        if (a.positive) sum *= sum >= 0 ? a.positive[output + o] : a.negative[output + o];
         a.out[pixel + o] = sum;
       }
     }
@@ -122,27 +151,34 @@ struct Tile {
 };
 
 template <class T, int WIDTH, int ROWS, int COLS>
-void block_sparse_tiles(const BlockSparseTiles<T>& args) {
+const T* block_sparse_tiles(const BlockSparseTiles<T>& args) {
   using Sums = Tile<T, WIDTH, ROWS, COLS>;
   using V = typename Sums::V;
   const BlockSparseTiles<T> a = args;  // a copy, which no store can be taken to change
   const T* ahead = a.ahead;
-  for (Int i = 0; i < a.row_tiles; ++i) {
-    for (Int j = 0; j < a.col_tiles; ++j) {
-      const Int place = i * ROWS * a.out_row + j * COLS * a.out_pixel;
-      Sums tile;
-      tile.each([&](V& sum, int v) { sum = a.bias ? load<V>(a.bias + v * Sums::lanes) : V{}; });
-      // The output's lines are fetched while the sums are computed, or the stores would wait for
-      // them.
-      tile.walk(a, a.out + place, [](V&, T* p) { __builtin_prefetch(p, 1); });
-      tile.add_products(a, a.x + i * ROWS * a.x_row + j * COLS * kGroup, ahead);
-      if (a.outputs == WIDTH) {
-        tile.finish(a, place);
-      } else {
-        tile.finish_some(a, place);
+  // Stores would wait for their lines: those of the rows that follow are fetched meanwhile.
+  const Int next = a.row_tiles * ROWS * a.out_row;
+  for (Int p = a.first_piece; p < a.last_piece; ++p) {
+    const BlockSparsePiece<T> piece = a.pieces[p];
+    for (Int i = 0; i < a.row_tiles; ++i) {
+      for (Int j = 0; j < a.col_tiles; ++j) {
+        const Int place = i * ROWS * a.out_row + j * COLS * a.out_pixel + piece.first;
+        Sums tile;
+        tile.each([&](V& sum, int v) {
+          sum = a.bias ? load<V>(a.bias + piece.first + v * Sums::lanes) : V{};
+        });
+        tile.walk(a.out + place + next, a.out_row, a.out_pixel,
+                  [](V&, T* p, int) { __builtin_prefetch(p, 1); });
+        tile.add_products(a, piece, a.x + i * ROWS * a.x_row + j * COLS * a.x_pixel, ahead);
+        if (piece.first + WIDTH <= a.outputs) {
+          tile.finish(a, piece.first, place);
+        } else {
+          tile.finish_some(a, piece.first, place);
+        }
       }
     }
   }
+  return ahead;
 }
 
 }  // namespace ISA
