@@ -108,9 +108,9 @@ struct BlockSparseKernels {
   int lanes;                // of a full vector
   int max_rows;             // of a tile
   int max_pixels[kWidths];  // of a tile; 0: this width is not available
-  const T* (*const* tiles[kWidths])(
-      const BlockSparseTiles<T>&);  // [rows * 32 + cols]; to: new ahead
-  int max_entries[kWidths];         // of a weight-gradient tile
+  // [rows * 32 + cols]; they return the new `ahead`.
+  const T* (*const* tiles[kWidths])(const BlockSparseTiles<T>&);
+  int max_entries[kWidths];                                           // of a weight-gradient tile
   void (*const* correlate[kWidths])(const BlockSparseCorrelate<T>&);  // [entries]
   void (*spread[kWidths])(const BlockSparseSpread<T>&);
   bool (*fits)(const int* index, Int blocks, const Int* limits);  // every row below its limit
