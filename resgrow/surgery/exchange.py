@@ -81,17 +81,15 @@ def plan(
 ) -> Exchange:
     """What it takes to put ``layer`` with parameter ``new`` in the place of the site's, with parameter ``old``.
 
-    The layer takes over the bias itself, hooks, the training flag and the gradient. Only the new layer is written to.
+    The layer takes over the bias itself, the gradient and the hooks. Only the new layer is written to.
 
     Args:
         move: tensors like ``old`` to tensors like ``new``.
     """
     source: Any = site.layer
     layer.bias = source.bias
-    layer.training = source.training
     for name in _HOOKS:
         setattr(layer, name, getattr(source, name))
-    new.requires_grad_(old.requires_grad)
     if old.grad is not None:
         new.grad = _like(new, move(old.grad))
     states = []

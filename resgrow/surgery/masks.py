@@ -201,7 +201,7 @@ class Masks(Mapping[str, Tensor]):
             index = None if layer is None else layer.index
             known = self._laid_out.get(name)
             if known is None or known[0] is not index:
-                present = mask if layer is None else _packed(mask, layer)
+                present = mask if layer is None else layer.packed(mask)
                 known = self._laid_out[name] = (index, None if present.all() else present)
                 self._bits[name] = {}
             if known[1] is not None:
@@ -236,11 +236,6 @@ class Masks(Mapping[str, Tensor]):
 
 def _held(optimizer: Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _packed(mask: Tensor, layer: BlockSparseLayer) -> Tensor:
-    """``mask`` laid out like the layer's values; True where these hang over the weight's edge."""
-    return layer.packed(mask) | ~layer.packed(torch.ones_like(mask))
 
 
 def checked_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

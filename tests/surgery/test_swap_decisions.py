@@ -98,7 +98,7 @@ class Branching(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor) -> dict[str, Tensor]:
         x = nn.functional.dropout(self.norm(x), 0.5, training=True)
-        return {"y": self.often(self.often(x[:, :, :2])) + self.often(x)[:, :, :2] * scale}
+        return {"y": self.often(x)[:, :, :2] * scale + self.often(self.often(x[:, :, :2]))}
 
 
 def test_example_inputs_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
