@@ -166,8 +166,9 @@ def from_dense(
 
 
 def _is_channels_last(weight: Tensor) -> bool:
-    """False where both formats are the same (1x1 kernels, one channel)."""
-    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    """By its strides, which tell the formats apart even where they are the same in memory (1x1 kernels)."""
+    usual = torch.empty(weight.shape, device="meta").stride()
+    return weight.is_contiguous(memory_format=torch.channels_last) and weight.stride() != usual
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:

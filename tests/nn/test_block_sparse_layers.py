@@ -107,6 +107,15 @@ def test_dense_and_back(pair, block: tuple[int, int]) -> None:
     assert torch.equal(found.values, sparse.values)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("format_", [torch.contiguous_format, torch.channels_last])
+def test_dense_weights_lie_as_they_lay(kernel: int, format_: torch.memory_format) -> None:
+    layer = nn.Conv2d(8, 16, kernel).to(memory_format=format_)
+    again = BlockSparseConv2d.from_dense(layer).to_dense()
+    assert again.weight.stride() == layer.weight.stride()
+    assert torch.equal(again.weight, layer.weight)
+
+
 def test_mask_over_single_weights() -> None:
     dense, sparse, mask = conv_pair((16, 1))
     assert torch.equal(BlockSparseConv2d.from_dense(dense, mask, (16, 1)).mask, sparse.mask)
