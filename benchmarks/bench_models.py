@@ -3,7 +3,7 @@
     pytest benchmarks/bench_models.py -s --benchmark-columns=median,rounds --benchmark-json=out.json
 
 Blocks are removed at random over all layers together. Everything is float32 and channels_last, with the same torch and
-threads. Contestants of one case are verified against each other, then interleaved:
+threads. Contestants of one case are verified against each other, then interleaved (processor time with one thread):
 
 * ``dense``: torch's layers, eager.
 * ``folded``: the same with batch norms folded by ``torch.fx.experimental.optimization.fuse``. For inference only.
@@ -23,12 +23,13 @@ from typing import Any
 import pytest
 import torch
 from _curvature_problems import ResNet18
-from _timing import interleave, median_ratio, report
+from _timing import median_ratio, report
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse as folded
 from torch.nn import functional as F
 
 import resgrow
+from resgrow.experiments.bench_measure import interleaved
 
 BLOCKS = ((16, 1), (16, 16))
 SPARSITY = 0.8
@@ -87,7 +88,7 @@ def test_inference(benchmark: Any, block: tuple[int, int], batch: int, threads: 
         for form in forms.values():
             close(form(x), want)
         calls: dict[str, Callable[[], object]] = {name: (lambda f=form: f(x)) for name, form in forms.items()}
-        times = interleave(calls, 7 if batch > 1 else 31)
+        times = interleaved(calls, 7 if batch > 1 else 31)
         ratios = {name: median_ratio(times["dense"], times[name]) for name in ("folded", "swapped", "fused")}
         report(
             benchmark,
@@ -121,7 +122,7 @@ def test_training_step(benchmark: Any, block: tuple[int, int], threads: int) -> 
         return call
 
     calls = {"dense": step(dense), "swapped": step(swapped)}
-    times = interleave(calls, 5)
+    times = interleaved(calls, 5)
     report(
         benchmark,
         what="training step",

@@ -41,9 +41,10 @@ def speedup_png(groups: Mapping[str, Sequence[Any]], ends: Mapping[str, BreakEve
         densities = np.geomspace(min(lowest, 0.9), 1, 50)
         axes.plot(densities, 1 / densities, color=INK, linestyle=":", linewidth=1.2, label="ideal: 1 / density")
         axes.axhline(1, color=DENSE, linestyle="--", linewidth=1.2, label="dense")
-        for colour, (block, group) in zip(_cycle(len(groups)), groups.items(), strict=True):
+        for line, (block, group) in enumerate(groups.items()):
+            colour = _COLOURS[line % len(_COLOURS)]
             _curves(axes, colour, block, sorted(group, key=lambda point: float(point.density)))
-            _mark(axes, colour, ends.get(block))
+            _mark(axes, colour, ends.get(block), line)
         axes.set(title=title, xlabel="density: share of the weights present", ylabel="speed-up over dense")
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -69,13 +70,15 @@ def _curves(axes: Axes, colour: str, block: str, points: Sequence[_Point]) -> No
         axes.plot(x, y, "s--", color=colour, alpha=0.6, label=f"{block}, layers alone", ms=4, linewidth=1.2)
 
 
-def _mark(axes: Axes, colour: str, end: BreakEven) -> None:
+def _mark(axes: Axes, colour: str, end: BreakEven, line: int) -> None:
     if end is None:
         return
     density, measured = end
     axes.plot([density], [1], "D", color=colour, markerfacecolor=colour if measured else "white", ms=7)
     text = f"break-even {density:.2f}" + ("" if measured else " (extrapolated)")
-    axes.annotate(text, (density, 1), (-6, -14), textcoords="offset points", ha="right", color=colour, size=8)
+    axes.annotate(
+        text, (density, 1), (-6, -14 - 11 * line), textcoords="offset points", ha="right", color=colour, size=8
+    )
 
 
 def layers_png(layers: Sequence[Mapping[str, Any]], title: str) -> bytes:
@@ -103,10 +106,6 @@ def layers_png(layers: Sequence[Mapping[str, Any]], title: str) -> bytes:
         axes.set(title=title, xlabel="time of the layer by itself (ms)")
         axes.legend(fontsize=8, loc="lower right")
         return _png(figure)
-
-
-def _cycle(count: int) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
 
 
 def _png(figure: Figure) -> bytes:
