@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import median
-from time import perf_counter
 from typing import Any
+
+from resgrow.surgery.speed import fair_clock
 
 
 def interleave(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of every call, in rounds that call each contestant once; one round before them warms up.
 
-    What else the machine does then falls on all of them alike.
+    What else the machine does then falls on all of them alike. Of processor time with one thread.
     """
+    clock = fair_clock()
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for round_ in range(repeats + 1):
         for name, call in contestants.items():
-            start = perf_counter()
+            start = clock()
             call()
-            elapsed = perf_counter() - start
+            elapsed = clock() - start
             if round_ > 0:
                 times[name].append(elapsed)
     return times
