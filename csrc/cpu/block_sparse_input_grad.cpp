@@ -9,8 +9,8 @@
 namespace resgrow {
 namespace {
 
-constexpr int64_t kRegionBytes =
-    1 << 20;  // of gathered output gradients: a common second-level cache
+constexpr int64_t kWindowBytes = 512 << 10;  // of gathered rows: half a second-level cache
+constexpr int64_t kTogether = 8;  // positions whose sums, and what they read, the first level holds
 
 // The entries in the order in which the kernel walks them, lists of one row of blocks and one tap.
 template <class T>
@@ -56,6 +56,7 @@ class InputGrad {
         width_(width_index<T>(s)) {
     choose_tiles();
     choose_region();
+    together_ = std::min(region_[1], kTogether * s.stride[1]);
     pitch_ = outputs_of(cols_, region_[1]);
     row_classes_ = BlockSparseClasses(rows_);
     col_classes_ = BlockSparseClasses(cols_);
@@ -65,12 +66,10 @@ class InputGrad {
   }
 
   void run(const T* grad, T* grad_x) const {
-    const int64_t vectors = ceil_div(s_.samples * rows_.tiles * cols_.tiles, lanes_);
     const int64_t down = ceil_div(rows_.tile, region_[0]),
                   across = ceil_div(cols_.tile, region_[1]);
-    at::parallel_for(0, vectors * down * across, 1, [&](int64_t begin, int64_t end) {
-      const int64_t most = outputs_of(rows_, region_[0]) * outputs_of(cols_, region_[1]);
-      Scratch<T> g(most * outputs_ * lanes_), gx(region_[1] * channels_ * lanes_);
+    at::parallel_for(0, vectors() * down * across, 1, [&](int64_t begin, int64_t end) {
+      Scratch<T> g(window_ * g_row_size()), gx(together_ * channels_ * lanes_);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t row = task / across % down * region_[0], col = task % across * region_[1];
         region(grad, grad_x, task / (down * across), row, std::min(rows_.tile, row + region_[0]),
@@ -89,6 +88,9 @@ class InputGrad {
   static int64_t outputs_of(const BlockSparseAxis& a, int64_t positions) {
     return ceil_div(positions + (a.kernel - 1) * a.dilation, a.stride) + 1;
   }
+
+  int64_t vectors() const { return ceil_div(s_.samples * rows_.tiles * cols_.tiles, lanes_); }
+  int64_t g_row_size() const { return pitch_ * outputs_ * lanes_; }
 
   // Whole images where they fill the lanes; else the tiles that leave least work idle.
   void choose_tiles() {
@@ -113,65 +115,107 @@ class InputGrad {
     }
   }
 
-  // The largest region of a tile, as square as it can be, whose gathered gradients fit.
+  // Strips of columns, through which a window of gathered rows slides; and as many parts of the
+  // rows as it takes to occupy the threads.
   void choose_region() {
-    const int64_t room = kRegionBytes / (outputs_ * lanes_ * int64_t(sizeof(T)));
+    const int64_t position = outputs_ * lanes_ * int64_t(sizeof(T));
+    const int64_t least = outputs_of(rows_, rows_.stride) + 1, kept = least - 2;
     double best = 0;
-    for (const int64_t high : even_parts(rows_.tile)) {
-      for (const int64_t wide : even_parts(cols_.tile)) {
-        const int64_t down = ceil_div(rows_.tile, high), across = ceil_div(cols_.tile, wide);
-        const int64_t size = outputs_of(rows_, high) * outputs_of(cols_, wide);
-        const double cost = double(size) * down * across;
-        if (size <= room && (best == 0 || cost < best)) {
-          best = cost;
-          region_ = {ceil_div(high, rows_.stride) * rows_.stride,
-                     ceil_div(wide, cols_.stride) * cols_.stride};
-        }
+    for (const int64_t part : even_parts(cols_.tile)) {
+      const int64_t wide = ceil_div(part, cols_.stride) * cols_.stride;
+      const int64_t row = outputs_of(cols_, wide), across = ceil_div(cols_.tile, wide);
+      const int64_t rows = std::clamp(kWindowBytes / (row * position), least,
+                                      std::max(least, outputs_of(rows_, rows_.tile)));
+      // Sliding copies the rows that are kept, a third of the work of gathering them. Beyond the
+      // second-level cache reading takes longer.
+      const double cost = double(row) * across * (1 + double(kept) / (3 * (rows - kept))) *
+                          (rows * row * position > kWindowBytes ? 1.5 : 1);
+      if (best == 0 || cost < best) {
+        best = cost;
+        region_[1] = wide;
+        window_ = rows;
       }
     }
-    if (best == 0)
-      region_ = {std::min(rows_.tile, rows_.stride), std::min(cols_.tile, cols_.stride)};
+    const int64_t strips = vectors() * ceil_div(cols_.tile, region_[1]);
+    const int64_t high = ceil_div(rows_.tile, ceil_div(at::get_num_threads(), strips));
+    region_[0] = ceil_div(high, rows_.stride) * rows_.stride;
+  }
+
+  // The tiles of one vector of lanes: of which images (null: none), and where they begin in them.
+  struct Tiles {
+    std::vector<T*> sources, targets;
+    std::vector<int> tops, lefts;
+  };
+
+  Tiles tiles_of(const T* grad, T* grad_x, int64_t vector) const {
+    Tiles t{std::vector<T*>(lanes_), std::vector<T*>(lanes_), std::vector<int>(lanes_),
+            std::vector<int>(lanes_)};
+    for (int64_t l = 0; l < lanes_; ++l) {
+      const int64_t tile = vector * lanes_ + l, sample = tile / (rows_.tiles * cols_.tiles);
+      if (sample >= s_.samples) continue;
+      t.sources[l] = const_cast<T*>(grad) + sample * s_.out_height * s_.out_width * s_.outputs;
+      t.targets[l] = grad_x + sample * s_.height * s_.width * s_.channels;
+      t.tops[l] = tile / cols_.tiles % rows_.tiles * rows_.tile;
+      t.lefts[l] = tile % cols_.tiles * cols_.tile;
+    }
+    return t;
   }
 
   void region(const T* grad, T* grad_x, int64_t vector, int64_t row0, int64_t row1, int64_t col0,
               int64_t col1, T* g, T* gx) const {
-    std::vector<T*> sources(lanes_), targets(lanes_);
-    std::vector<int> tops(lanes_), lefts(lanes_), bottoms(lanes_), rights(lanes_), ends(lanes_),
-        sides(lanes_);
-    std::vector<int> source_tops(lanes_), source_lefts(lanes_), row_tops(lanes_);
-    const int64_t g_row = rows_.first_output(row0), g_col = cols_.first_output(col0);
-    for (int64_t l = 0; l < lanes_; ++l) {
-      const int64_t tile = vector * lanes_ + l, sample = tile / (rows_.tiles * cols_.tiles);
-      if (sample >= s_.samples) continue;
-      const int64_t top = tile / cols_.tiles % rows_.tiles * rows_.tile,
-                    left = tile % cols_.tiles * cols_.tile;
-      sources[l] = const_cast<T*>(grad) + sample * s_.out_height * s_.out_width * s_.outputs;
-      targets[l] = grad_x + sample * s_.height * s_.width * s_.channels;
-      source_tops[l] = top / s_.stride[0] + g_row;
-      source_lefts[l] = left / s_.stride[1] + g_col;
-      ends[l] = s_.out_height;
-      sides[l] = s_.out_width;
-      tops[l] = top;
-      lefts[l] = left + col0;
-      bottoms[l] = std::min(s_.height, top + rows_.tile);
-      rights[l] = std::min(s_.width, left + col1);
-    }
-    const int64_t g_rows = rows_.last_output(row1 - 1) - g_row + 1,
+    const Tiles tiles = tiles_of(grad, grad_x, vector);
+    const int64_t g_col = cols_.first_output(col0),
                   g_cols = cols_.last_output(col1 - 1) - g_col + 1;
-    const int64_t g_row_size = pitch_ * outputs_ * lanes_, gx_size = channels_ * lanes_;
-    kernels_.gather({sources.data(), source_tops.data(), source_lefts.data(), ends.data(),
-                     sides.data(), s_.out_width * s_.outputs, s_.outputs, s_.outputs, g_rows,
-                     g_cols, g, outputs_ * lanes_, g_row_size, outputs_});
-    // Where the output lies that a position of the region would read at distance 0.
-    const T* origin = g - g_row * g_row_size + (col0 / cols_.stride - g_col) * outputs_ * lanes_;
+    int64_t first = rows_.first_output(row0), next = first;  // rows in the window
     for (int64_t row = row0; row < row1; ++row) {
-      std::fill_n(gx, (col1 - col0) * gx_size, T(0));
-      positions(origin + row / rows_.stride * g_row_size, row, col0, col1, gx);
-      for (int64_t l = 0; l < lanes_; ++l) row_tops[l] = tops[l] + row;
-      kernels_.scatter({targets.data(), row_tops.data(), lefts.data(), bottoms.data(),
-                        rights.data(), s_.width * s_.channels, s_.channels, s_.channels, 1,
-                        col1 - col0, gx, gx_size, 0, channels_});
+      if (rows_.last_output(row) >= first + window_) {
+        const int64_t keep = rows_.first_output(row);
+        std::copy(g + (keep - first) * g_row_size(), g + (next - first) * g_row_size(), g);
+        first = keep;
+      }
+      for (; next <= rows_.last_output(row); ++next)
+        gather(tiles, next, g_col, g_cols, g + (next - first) * g_row_size());
+      // Where the output lies that a position would read at distance 0.
+      const T* start = g + (row / rows_.stride - first) * g_row_size() +
+                       (col0 / cols_.stride - g_col) * outputs_ * lanes_;
+      for (int64_t col = col0; col < col1; col += together_) {
+        const int64_t end = std::min(col1, col + together_);
+        std::fill_n(gx, (end - col) * channels_ * lanes_, T(0));
+        positions(start + (col - col0) / cols_.stride * outputs_ * lanes_, row, col, end, gx);
+        // What is written next: further on in this row, or where the next one begins.
+        const int64_t pixels = end < col1 ? end - col : s_.width - (col - col0);
+        scatter(tiles, row, col, end, pixels * s_.channels, gx);
+      }
     }
+  }
+
+  // A row of output gradients; the next one is fetched meanwhile, to come while positions are
+  // computed.
+  void gather(const Tiles& tiles, int64_t row, int64_t col, int64_t cols, T* g) const {
+    std::vector<int> tops(lanes_), lefts(lanes_), ends(lanes_, s_.out_height),
+        sides(lanes_, s_.out_width);
+    for (int64_t l = 0; l < lanes_; ++l) {
+      tops[l] = tiles.tops[l] / s_.stride[0] + row;
+      lefts[l] = tiles.lefts[l] / s_.stride[1] + col;
+    }
+    const int64_t image_row = s_.out_width * s_.outputs;
+    kernels_.gather({tiles.sources.data(), tops.data(), lefts.data(), ends.data(), sides.data(),
+                     image_row, s_.outputs, s_.outputs, 1, cols, g, outputs_ * lanes_, 0, outputs_,
+                     image_row});
+  }
+
+  void scatter(const Tiles& tiles, int64_t row, int64_t col0, int64_t col1, int64_t ahead,
+               T* gx) const {
+    std::vector<int> tops(lanes_), lefts(lanes_), bottoms(lanes_), rights(lanes_);
+    for (int64_t l = 0; l < lanes_; ++l) {
+      tops[l] = tiles.tops[l] + row;
+      lefts[l] = tiles.lefts[l] + col0;
+      bottoms[l] = std::min(s_.height, tiles.tops[l] + rows_.tile);
+      rights[l] = std::min(s_.width, tiles.lefts[l] + col1);
+    }
+    kernels_.scatter({tiles.targets.data(), tops.data(), lefts.data(), bottoms.data(),
+                      rights.data(), s_.width * s_.channels, s_.channels, s_.channels, 1,
+                      col1 - col0, gx, channels_ * lanes_, 0, channels_, ahead});
   }
 
   // One row of positions: runs of those that read the same taps.
@@ -219,7 +263,9 @@ class InputGrad {
   const int width_;
   BlockSparseAxis rows_, cols_;
   std::array<int64_t, 2> region_;
-  int64_t pitch_;  // gathered outputs in a row of a region
+  int64_t window_;    // gathered rows
+  int64_t together_;  // positions
+  int64_t pitch_;     // gathered outputs in a row of a region
   BlockSparseClasses row_classes_, col_classes_;
   std::vector<Reads> reads_;  // of each pair of classes
 };
@@ -229,18 +275,9 @@ class InputGrad {
 template <class T>
 void block_sparse_input_grad(const BlockSparseShape& shape, const BlockSparseIndex& index,
                              const T* grad, const T* values, T* grad_x) {
+  if (shape.pointwise()) return block_sparse_pointwise_grad<T>(shape, index, grad, values, grad_x);
   const Lists<T> lists(shape, index, values);
-  if (!shape.pointwise()) return InputGrad<T>(shape, lists).run(grad, grad_x);
-  // A pointwise product sees nothing but pixels: "images" of a few of them, and a rest.
-  constexpr int64_t image = 8;
-  const int64_t pixels = shape.samples * shape.height * shape.width, rest = pixels % image;
-  if (pixels >= image)
-    InputGrad<T>(shape.as_pixels(pixels / image, 1, image), lists).run(grad, grad_x);
-  if (rest > 0) {
-    const int64_t start = pixels - rest;
-    InputGrad<T>(shape.as_pixels(rest, 1, 1), lists)
-        .run(grad + start * shape.outputs, grad_x + start * shape.channels);
-  }
+  InputGrad<T>(shape, lists).run(grad, grad_x);
 }
 
 template void block_sparse_input_grad(const BlockSparseShape&, const BlockSparseIndex&,

@@ -179,6 +179,10 @@ void block_sparse_forward(const BlockSparseShape& s, const BlockSparseIndex& ind
 template <class T>
 void block_sparse_input_grad(const BlockSparseShape& s, const BlockSparseIndex& index,
                              const T* grad, const T* values, T* grad_x);
+// The same of a pointwise product.
+template <class T>
+void block_sparse_pointwise_grad(const BlockSparseShape& s, const BlockSparseIndex& index,
+                                 const T* grad, const T* values, T* grad_x);
 // The same where block_sparse_transposes(s): a forward product.
 bool block_sparse_transposes(const BlockSparseShape& s);
 template <class T>

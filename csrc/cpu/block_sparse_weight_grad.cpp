@@ -55,7 +55,7 @@ class WeightGrad {
         parts_(std::max<int64_t>(
             1, std::min({bands_, kParts, kPartialBytes / (size_ * int64_t(sizeof(T)))}))) {
     if (input_in_place_) {
-      find_channels(index);
+      find_offsets(s, index, {0}, kGroup, offsets_.data());  // channels side by side
     } else {
       band_.find_offsets(s, index, offsets_.data());
     }
@@ -91,15 +91,6 @@ class WeightGrad {
 
  private:
   int64_t gradient_row() const { return s_.out_width * s_.outputs; }
-
-  // Where each entry finds its channel in a pixel of the input itself.
-  void find_channels(const BlockSparseIndex& index) {
-    int* next = offsets_.data();
-    for (int64_t k = 0; k < index.blocks; ++k) {
-      const int64_t channel = s_.first_channel(index.row[k], index.col[k]);
-      for (int64_t i = 0; i < s_.block_in; ++i) *next++ = channel + i;
-    }
-  }
 
   // The input of the output rows from `first` on: a copy in `packed` where it has a border.
   Pixels<T> input_of(const T* x, int64_t sample, int64_t first, T* packed) const {

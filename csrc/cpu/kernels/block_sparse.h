@@ -6,6 +6,7 @@
 #include "cpu/kernels/block_sparse_index.h"
 #include "cpu/kernels/block_sparse_lanes.h"
 #include "cpu/kernels/block_sparse_pack.h"
+#include "cpu/kernels/block_sparse_pointwise.h"
 #include "cpu/kernels/block_sparse_tiles.h"
 
 namespace resgrow {
@@ -48,18 +49,20 @@ template <class T>
 constexpr BlockSparseKernels<T> block_sparse_kernels() {
   using All = BlockSparseInstances<T>;
   using Correlate = CorrelateInstances<T>;
-  return {VECTOR_BYTES / sizeof(T),
-          kMaxRows,
-          {OutputVector<T, 4>::pixels, OutputVector<T, 8>::pixels, OutputVector<T, 16>::pixels},
-          {All::width4.tiles, All::width8.tiles, All::width16.tiles},
-          {Correlate::width4.entries, Correlate::width8.entries, Correlate::width16.entries},
-          {Correlate::width4.kernels, Correlate::width8.kernels, Correlate::width16.kernels},
-          {block_sparse_spread<T, 4>, block_sparse_spread<T, 8>, block_sparse_spread<T, 16>},
-          block_sparse_fits,
-          block_sparse_offsets,
-          block_sparse_pack<T>,
-          block_sparse_gather<T>,
-          block_sparse_scatter<T>};
+  return {
+      VECTOR_BYTES / sizeof(T),
+      kMaxRows,
+      {OutputVector<T, 4>::pixels, OutputVector<T, 8>::pixels, OutputVector<T, 16>::pixels},
+      {All::width4.tiles, All::width8.tiles, All::width16.tiles},
+      {Correlate::width4.entries, Correlate::width8.entries, Correlate::width16.entries},
+      {Correlate::width4.kernels, Correlate::width8.kernels, Correlate::width16.kernels},
+      {block_sparse_spread<T, 4>, block_sparse_spread<T, 8>, block_sparse_spread<T, 16>},
+      {block_sparse_pointwise<T, 4>, block_sparse_pointwise<T, 8>, block_sparse_pointwise<T, 16>},
+      block_sparse_fits,
+      block_sparse_offsets,
+      block_sparse_pack<T>,
+      block_sparse_gather<T>,
+      block_sparse_scatter<T>};
 }
 
 }  // namespace ISA

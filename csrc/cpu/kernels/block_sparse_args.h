@@ -88,6 +88,22 @@ struct BlockSparseSpread {
   Int gx_position, positions;
 };
 
+// The same of a pointwise product from images to images: lanes are neighbouring pixels. Entries are
+// sorted by row of blocks.
+template <class T>
+struct BlockSparsePointwise {
+  const T* g;
+  Int g_pixel, outputs;
+  T* gx;
+  Int gx_pixel, channels, pixels;
+  const int* starts;  // first entry of each row of blocks, rows + 1 of them
+  Int rows;
+  const int *from, *to;  // where in `sums` an entry finds its channel's sum and leaves it
+  const T* w;
+  Int w_step;  // outputs of a block
+  T* sums;     // [channel][lane], whole squares of them; zeros where no entry leaves one
+};
+
 // Images to lanes or back. Lane l holds the tile of images[l] (null: zeros) that begins at
 // (row0[l], col0[l]), which may lie outside; lanes are [position][channel][lane].
 template <class T>
@@ -100,6 +116,7 @@ struct BlockSparseLanes {
   T* lanes;                     // written by gather, read by scatter
   Int lane_position, lane_row;  // between neighbours in a row, between rows
   Int lane_channels;            // of a position, whole vectors
+  Int ahead;                    // how far ahead the images' lines are fetched
 };
 
 // Indices of the arrays are widths of output vectors: 4, 8, 16.
@@ -113,6 +130,7 @@ struct BlockSparseKernels {
   int max_entries[kWidths];                                           // of a weight-gradient tile
   void (*const* correlate[kWidths])(const BlockSparseCorrelate<T>&);  // [entries]
   void (*spread[kWidths])(const BlockSparseSpread<T>&);
+  void (*pointwise[kWidths])(const BlockSparsePointwise<T>&);
   bool (*fits)(const int* index, Int blocks, const Int* limits);  // every row below its limit
   void (*offsets)(const BlockSparseOffsets&);
   void (*pack)(const BlockSparsePack<T>&);

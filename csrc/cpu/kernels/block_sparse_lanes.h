@@ -118,13 +118,15 @@ __attribute__((always_inline)) inline void transpose(typename Vector<T, LANES>::
   if constexpr (chunks > 2) alternate<T, LANES, 2 * chunk>(r);
 }
 
-// A row of positions: where each lane's begins, and the columns at which every lane has a pixel.
+// A row of positions: where each lane's begins, and the columns at which every lane has a pixel and
+// at which any has.
 template <class T, int LANES>
 struct LaneRow {
   T* start[LANES];  // column 0; null: no pixels
-  Int first[LANES], last[LANES], full_first, full_last;
+  Int first[LANES], last[LANES], full_first, full_last, any_first, any_last;
 
-  LaneRow(const BlockSparseLanes<T>& a, Int row) : full_first(0), full_last(a.cols) {
+  LaneRow(const BlockSparseLanes<T>& a, Int row)
+      : full_first(0), full_last(a.cols), any_first(a.cols), any_last(0) {
     for (int l = 0; l < LANES; ++l) {
       const Int y = a.row0[l] + row, x = a.col0[l];
       const bool inside = a.images[l] && y >= 0 && y < a.row_end[l];
@@ -133,9 +135,12 @@ struct LaneRow {
       last[l] = inside ? a.col_end[l] - x : 0;
       if (first[l] > full_first) full_first = first[l];
       if (last[l] < full_last) full_last = last[l];
+      if (first[l] < any_first) any_first = first[l];
+      if (last[l] > any_last) any_last = last[l];
     }
   }
   bool full(Int col) const { return col >= full_first && col < full_last; }
+  bool empty(Int col) const { return col < any_first || col >= any_last; }
   T* pixel(int l, Int col, Int step) const {
     return col >= first[l] && col < last[l] ? start[l] + col * step : nullptr;
   }
@@ -162,8 +167,6 @@ inline void store_some(T* target, const V& v, Int count) {
 }
 
 // Lanes are images far apart: their lines come early enough only if they are asked for.
-constexpr int kAhead = 4;  // pixels
-
 template <class T>
 void block_sparse_gather(const BlockSparseLanes<T>& args) {
   constexpr int lanes = VECTOR_BYTES / sizeof(T);
@@ -173,13 +176,17 @@ void block_sparse_gather(const BlockSparseLanes<T>& args) {
     const LaneRow<T, lanes> line(a, row);
     for (Int col = 0; col < a.cols; ++col) {
       T* target = a.lanes + row * a.lane_row + col * a.lane_position;
+      if (line.empty(col)) {
+        for (Int c = 0; c < a.lane_channels; ++c) store(target + c * lanes, V{});
+        continue;
+      }
       for (Int c = 0; c < a.lane_channels; c += lanes) {
         V r[lanes];
         if (line.full(col) && a.channels - c >= lanes) {
 #pragma GCC unroll 16
           for (int l = 0; l < lanes; ++l) {
             const T* source = line.start[l] + col * a.image_pixel + c;
-            __builtin_prefetch(source + kAhead * a.image_pixel);
+            __builtin_prefetch(source + a.ahead, 0, 2);
             r[l] = load<V>(source);
           }
         } else {
@@ -201,27 +208,32 @@ void block_sparse_scatter(const BlockSparseLanes<T>& args) {
   constexpr int lanes = VECTOR_BYTES / sizeof(T);
   using V = typename Vector<T>::type;
   const BlockSparseLanes<T> a = args;  // a copy, which no store can be taken to change
+  // A square at the edge passes through memory, on the same path: the registers of the others would
+  // be memory too if edges addressed them.
+  T square[lanes * lanes];
+  T* edge[lanes];
+  for (int l = 0; l < lanes; ++l) edge[l] = square + l * lanes;
   for (Int row = 0; row < a.rows; ++row) {
     const LaneRow<T, lanes> line(a, row);
     for (Int col = 0; col < a.cols; ++col) {
       const T* source = a.lanes + row * a.lane_row + col * a.lane_position;
       for (Int c = 0; c < a.channels; c += lanes) {
+        const bool whole = line.full(col) && a.channels - c >= lanes;
+        T* const* to = whole ? line.start : edge;
+        const Int offset = whole ? col * a.image_pixel + c : 0;
         V r[lanes];
 #pragma GCC unroll 16
         for (int i = 0; i < lanes; ++i) r[i] = load<V>(source + (c + i) * lanes);
         transpose<T, lanes>(r);
-        if (line.full(col) && a.channels - c >= lanes) {
 #pragma GCC unroll 16
-          for (int l = 0; l < lanes; ++l) {
-            T* target = line.start[l] + col * a.image_pixel + c;
-            __builtin_prefetch(target + kAhead * a.image_pixel, 1);
-            store<V>(target, r[l]);
-          }
-          continue;
+        for (int l = 0; l < lanes; ++l) {
+          store<V>(to[l] + offset, r[l]);
+          __builtin_prefetch(to[l] + offset + a.ahead, 1, 2);
         }
+        if (whole) continue;
         for (int l = 0; l < lanes; ++l) {
           T* target = line.pixel(l, col, a.image_pixel);
-          store_some<V>(target ? target + c : nullptr, r[l], a.channels - c);
+          store_some(target ? target + c : nullptr, load<V>(edge[l]), a.channels - c);
         }
       }
     }
