@@ -156,6 +156,12 @@ def _hooked() -> nn.Module:
     return model
 
 
+def _replaced() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C))
+    model[0].forward = torch.sin
+    return model
+
+
 def _reparametrised() -> nn.Module:
     model = nn.Sequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C))
     nn.utils.parametrizations.weight_norm(model[0])
@@ -189,6 +195,11 @@ def _seen_twice(net: Net, x: Tensor) -> Tensor:
     return F.relu(z) + z + y
 
 
+def _rows() -> nn.Module:
+    """A linear layer on ``(2, 30, 4)`` and a norm that takes the 30 for channels."""
+    return nn.Sequential(linear(4, 7), nn.BatchNorm1d(5 * C))
+
+
 def _conv_and(**modules: nn.Module) -> dict[str, nn.Module]:
     return {"conv": conv(), "bn": nn.BatchNorm2d(C), **modules}
 
@@ -201,6 +212,7 @@ PARTIAL: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     ),
     "shared weight": (_tied, ["Conv2d", "BatchNorm2d", "Conv2d", "BatchNorm2d"]),
     "hook": (_hooked, ["Conv2d", "BatchNorm2d"]),
+    "forward replaced": (_replaced, ["Conv2d", "BatchNorm2d"]),
     "parametrised": (_reparametrised, ["ParametrizedConv2d", "BatchNorm2d"]),
     "norm by the batch": (
         lambda: nn.Sequential(conv(), nn.BatchNorm2d(C, track_running_stats=False), nn.ReLU()),
@@ -211,6 +223,10 @@ PARTIAL: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
         ["FusedConv2d", "BatchNorm2d"],
     ),
     "other activation": (lambda: nn.Sequential(conv(), nn.BatchNorm2d(C), nn.ReLU6()), ["FusedConv2d", "ReLU6"]),
+    "norm over rows": (
+        lambda: nn.Sequential(nn.Flatten(1, 2), _rows()),
+        ["Flatten", "BlockSparseLinear", "BatchNorm1d"],
+    ),
     "seen twice": (lambda: Net(_seen_twice, **_conv_and()), ["BlockSparseConv2d", "BatchNorm2d"]),
     "weight read elsewhere": (
         lambda: Net(lambda net, x: net.bn(net.conv(x)) + net.conv.bias.sum(), **_conv_and()),

@@ -113,6 +113,33 @@ def test_relus_behind_dense_layers_are_cheap(pool: nn.Module, order: list[str], 
     torch.testing.assert_close(grad, torch.autograd.grad(model(x).square().sum(), x)[0])
 
 
+def test_relus_that_others_see_stay_before_pooling() -> None:
+    def seen(net: Net, x: Tensor) -> Tensor:
+        y = F.relu(net.conv(x))
+        return net.pool(y) + y.sum()
+
+    def with_places(net: Net, x: Tensor) -> Tensor:
+        y, places = net.pool(F.relu(net.conv(x)))
+        return y + places
+
+    x = torch.randn(2, C, 6, 6, dtype=torch.float64)
+    for rule, pool in ((seen, nn.MaxPool2d(2)), (with_places, nn.MaxPool2d(2, return_indices=True))):
+        model = ready(Net(rule, conv=nn.Conv2d(C, C, 1), pool=pool))
+        fused = resgrow.fuse(model)
+        assert _targets(fused)[:3] == ["Conv2d", "relu_", "MaxPool2d"]
+        torch.testing.assert_close(outputs(fused, x), outputs(model, x))
+
+
+def test_norms_of_another_dtype_stay() -> None:
+    """Folded into bfloat16 weights they would be rounded."""
+    model = ready(nn.Sequential(conv(), nn.BatchNorm2d(C)), torch.float32)
+    model[0].bfloat16()
+    fused = resgrow.fuse(model)
+    assert called(fused) == ["BlockSparseConv2d", "BatchNorm2d"]
+    x = torch.randn(2, C, 5, 4, dtype=torch.bfloat16)
+    assert torch.equal(outputs(fused, x), outputs(model, x))
+
+
 def test_relus_whose_input_others_see_write_nowhere() -> None:
     def seen(net: Net, x: Tensor) -> Tensor:
         y = net.conv(x)

@@ -92,13 +92,12 @@ class Finder:
         return chain if len(chain.steps()) > 1 else None
 
     def module(self, node: Node) -> nn.Module | None:
-        """The module a node calls on one tensor, unless hooks or the like do something beside it."""
+        """The module a node calls on one tensor, unless hooks or a replaced forward do something else."""
         if node.op != "call_module" or len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], Node):
             return None
         module = self._modules[str(node.target)]
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-        other = hasattr(module, "parametrizations") or "forward" in vars(module)
-        return None if any(hooks) or other else module
+        return None if any(hooks) or "forward" in vars(module) else module
 
     def _alone(self, node: Node, layer: nn.Module) -> bool:
         """Whether this call is the only use of the layer's parameters."""
