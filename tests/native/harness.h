@@ -60,6 +60,10 @@ inline void announce(const std::string& what) {
   std::exit(1);
 }
 
+inline void require(bool holds, const char* what) {
+  if (!holds) fail(what);
+}
+
 template <class T>
 void require_equal(const std::vector<T>& got, const std::vector<double>& want, const char* what) {
   for (size_t i = 0; i < want.size(); ++i) {

@@ -36,19 +36,15 @@ def run(command: Sequence[object], seconds: float = 600) -> subprocess.Completed
 
 def build(
     folder: Path,
-    program: str,
+    programs: Sequence[str],
     compiler: Sequence[str],
     flags: Sequence[str],
     units: Sequence[str],
     unit_flags: Sequence[str] = (),
-) -> Path:
-    """``program``.cpp of this folder, the glue it needs and the kernels of ``units``, compiled side by side."""
-    glue = [
-        HERE / f"{program}.cpp",
-        CSRC / "cpu" / "isa.cpp",
-        *sorted((CSRC / "cpu").glob("block_sparse_*.cpp")),  # block_sparse.cpp itself is glue to torch
-    ]
+) -> list[Path]:
+    """Programs of this folder, each with the torch-free glue and the kernels of ``units``, compiled side by side."""
     kernels = [unit_source(name) for name in units]
+    glue = [CSRC / "cpu" / "isa.cpp", *sorted((CSRC / "cpu").glob("block_sparse_*.cpp"))]  # block_sparse.cpp has torch
     defines = [f"-DRESGROW_HAVE_{name.upper()}" for name in units]
 
     def compiled(source: Path) -> Path:
@@ -57,8 +53,13 @@ def build(
         run([*compiler, *FLAGS, *flags, *own, *defines, *INCLUDES, "-c", source, "-o", target])
         return target
 
+    def linked(program: str) -> Path:
+        target = folder / program
+        run([*compiler, *flags, folder / f"{program}.o", *shared, "-pthread", "-o", target])
+        return target
+
+    mains = [HERE / f"{program}.cpp" for program in programs]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compiled, [*reversed(kernels), *glue]))  # the longest first
-    result = folder / program
-    run([*compiler, *flags, *objects, "-pthread", "-o", result])
-    return result
+        objects = list(pool.map(compiled, [*reversed(kernels), *glue, *mains]))  # the longest first
+        shared = objects[: len(kernels) + len(glue)]
+        return list(pool.map(linked, programs))

@@ -45,10 +45,11 @@ def test_products_are_vector_multiply_adds(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_products_are_right_under_an_emulator(tmp_path: Path) -> None:
+def test_kernels_are_right_under_an_emulator(tmp_path: Path) -> None:
     compiler = cross_compiler("gcc")
     emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if not emulator:
         pytest.skip("no emulator: qemu-user is not installed")
-    program = build(tmp_path, "block_sparse", compiler, ["-O2", "-static"], ["base"], ["-O3"])
-    assert "shapes right" in run([emulator, program, 200]).stdout
+    products, others = build(tmp_path, ["block_sparse", "kernels"], compiler, ["-O2", "-static"], ["base"], ["-O3"])
+    assert "shapes right" in run([emulator, products, 200]).stdout
+    assert "rounds right" in run([emulator, others, 200]).stdout

@@ -28,16 +28,17 @@ def require_sanitizer(folder: Path, flags: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_products_touch_only_memory_that_is_theirs(tmp_path: Path) -> None:
+def test_kernels_touch_only_memory_that_is_theirs(tmp_path: Path) -> None:
     require_sanitizer(tmp_path, MEMORY)
     # Kernels are a matter of seconds to compile with checks only where nothing is unrolled.
-    program = build(tmp_path, "block_sparse", COMPILER, MEMORY, units_here(), ["-O0"])
-    assert "shapes right" in run([program, 300]).stdout
+    products, others = build(tmp_path, ["block_sparse", "kernels"], COMPILER, MEMORY, units_here(), ["-O0"])
+    assert "shapes right" in run([products, 300]).stdout
+    assert "rounds right" in run([others, 300]).stdout
 
 
 @pytest.mark.slow
 def test_threads_do_not_race(tmp_path: Path) -> None:
     """One instruction set: how work is dealt out does not depend on it."""
     require_sanitizer(tmp_path, THREADS)
-    program = build(tmp_path, "block_sparse", COMPILER, THREADS, ["base"], ["-O0"])
-    assert "shapes right" in run([program, 60]).stdout
+    (products,) = build(tmp_path, ["block_sparse"], COMPILER, THREADS, ["base"], ["-O0"])
+    assert "shapes right" in run([products, 60]).stdout
