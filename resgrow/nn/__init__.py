@@ -3,6 +3,7 @@
 from resgrow.nn.block_sparse import BlockSparseConv2d, BlockSparseLinear
 from resgrow.nn.fused import FusedConv2d, FusedLinear
 from resgrow.nn.lenet import lenet5
+from resgrow.nn.pooled import PooledConv2d
 from resgrow.nn.resnet import BasicBlock, ResNet, resnet
 from resgrow.nn.tristate_relu import TriStateReLU
 
@@ -12,6 +13,7 @@ __all__ = [
     "BlockSparseLinear",
     "FusedConv2d",
     "FusedLinear",
+    "PooledConv2d",
     "ResNet",
     "TriStateReLU",
     "lenet5",

@@ -94,10 +94,10 @@ def _targets(fused: torch.fx.GraphModule) -> list[str]:
 @pytest.mark.parametrize(
     ("pool", "order"),
     [
-        (nn.MaxPool2d(3, 2, 1), ["MaxPool2d", "relu_"]),
-        (nn.MaxPool2d(2, ceil_mode=True), ["MaxPool2d", "relu_"]),
-        (nn.MaxPool2d(2, 1, 1, dilation=2), ["relu_", "MaxPool2d"]),  # a window may hold nothing but padding
-        (nn.AvgPool2d(2), ["relu_", "AvgPool2d"]),
+        (nn.MaxPool2d(3, 2, 1), ["PooledConv2d", "relu_"]),
+        (nn.MaxPool2d(2, ceil_mode=True), ["PooledConv2d", "relu_"]),
+        (nn.MaxPool2d(2, 1, 1, dilation=2), ["Conv2d", "relu_", "MaxPool2d"]),  # a window may hold only padding
+        (nn.AvgPool2d(2), ["Conv2d", "relu_", "AvgPool2d"]),
     ],
     ids=["max", "ceil", "dilation", "average"],
 )
@@ -105,12 +105,45 @@ def _targets(fused: torch.fx.GraphModule) -> list[str]:
 def test_relus_behind_dense_layers_are_cheap(pool: nn.Module, order: list[str], relu: nn.Module) -> None:
     model = ready(nn.Sequential(nn.Conv2d(C, 7, 3), nn.BatchNorm2d(7), relu, pool))
     fused = resgrow.fuse(model)
-    assert _targets(fused) == ["Conv2d", *order]
+    assert _targets(fused) == order
     x = torch.randn(2, C, 9, 8, dtype=torch.float64)
     torch.testing.assert_close(outputs(fused, x), outputs(model, x), rtol=1e-12, atol=1e-12)
     x.requires_grad_()
     (grad,) = torch.autograd.grad(fused(x).square().sum(), x)
     torch.testing.assert_close(grad, torch.autograd.grad(model(x).square().sum(), x)[0])
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 7])
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_pooling_a_few_images_at_a_time(monkeypatch, sparse: bool, batch: int) -> None:
+    layer = conv(stride=2) if sparse else nn.Conv2d(C, C, 3, 2, 1)
+    model = ready(nn.Sequential(layer, nn.BatchNorm2d(C), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()), torch.float32)
+    fused = resgrow.fuse(model)
+    assert _targets(fused) == ["PooledConv2d", *([] if sparse else ["relu_"]), "Flatten"]
+    x = torch.randn(batch, C, 16, 16).contiguous(memory_format=torch.channels_last)
+    sizes: list[int] = []
+    fused.get_submodule("0.1").register_forward_hook(lambda module, args, y: sizes.append(len(y)))
+    whole = outputs(fused, x)
+    assert sizes == [batch]
+    monkeypatch.setattr("resgrow.nn.pooled._BETWEEN", 3 * C * 8 * 8 * 4)
+    sizes.clear()
+    torch.testing.assert_close(outputs(fused, x), whole)
+    assert sizes == {0: [0], 1: [1], 2: [2], 7: [3, 3, 1]}[batch]
+    torch.testing.assert_close(whole, outputs(model, x))
+    sizes.clear()
+    fused(x.requires_grad_()).sum().backward()
+    assert sizes == [batch]
+
+
+def test_pooling_of_what_runs_twice_stays_apart() -> None:
+    model = ready(Net(lambda net, x: net.pool(net.conv(net.conv(x))), conv=conv(), pool=nn.MaxPool2d(2)))
+    assert _targets(resgrow.fuse(model)) == ["BlockSparseConv2d", "BlockSparseConv2d", "MaxPool2d"]
+    dense = nn.Conv2d(C, C, 1)
+    model = ready(Net(lambda net, x: net.pool(net.conv(net.conv(x))), conv=dense, pool=nn.MaxPool2d(2)))
+    fused = resgrow.fuse(model)
+    assert _targets(fused) == ["Conv2d", "Conv2d", "MaxPool2d"]
+    x = torch.randn(2, C, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(outputs(fused, x), outputs(model, x))
 
 
 def test_relus_that_others_see_stay_before_pooling() -> None:

@@ -99,11 +99,15 @@ class Finder:
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
         return None if any(hooks) or "forward" in vars(module) else module
 
+    def calls(self, node: Node) -> int:
+        """How often the module that a node calls is called."""
+        return self._calls[node.target]
+
     def _alone(self, node: Node, layer: nn.Module) -> bool:
         """Whether this call is the only use of the layer's parameters."""
         own = [p for p in layer._parameters.values() if p is not None]
         read = any(name.startswith(f"{node.target}.") for name in self._read)
-        return self._calls[node.target] == 1 and all(self._owners[id(p)] == 1 for p in own) and not read
+        return self.calls(node) == 1 and all(self._owners[id(p)] == 1 for p in own) and not read
 
     def _follower(self, node: Node, accepts: Callable[[Node], bool]) -> Node | None:
         """The only user of ``node``, if it is acceptable."""

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from resgrow.surgery.forward import Inputs, as_inputs, evaluate
 from resgrow.surgery.fuse.chain import SPARSE, Chain, Finder
 from resgrow.surgery.fuse.fold import folded_conv, fused_layer
-from resgrow.surgery.fuse.settle import settle_relus
+from resgrow.surgery.fuse.settle import join_pooling, settle_relus
 from resgrow.surgery.fuse.trace import trace
 
 # What hands its input on in evaluation mode: the same tensor, not a copy.
@@ -30,6 +30,7 @@ def fuse(model: nn.Module, example_inputs: Inputs | None = None) -> GraphModule:
       ``FusedLinear``.
     * Dense ``nn.Conv2d`` take up the batch norm behind them.
     * Other ReLUs work in place where nothing else sees their input, and change places with max-pooling behind them.
+    * A convolution and the max-pooling behind it become :class:`resgrow.nn.PooledConv2d`.
     * ``nn.Identity`` and dropout, which do nothing here, go.
 
     Only what gives the same outputs up to rounding is fused: a step takes part where the number it takes in has no
@@ -62,6 +63,7 @@ def fuse(model: nn.Module, example_inputs: Inputs | None = None) -> GraphModule:
         if chain is not None:
             _replace(traced, chain)
     settle_relus(traced)
+    join_pooling(traced)
     traced.delete_all_unused_submodules()
     traced.graph.lint()
     traced.recompile()

@@ -1,4 +1,4 @@
-"""ReLUs that no layer took up: in place where nothing else sees their input, and behind pooling instead of before."""
+"""Steps that no layer takes up: ReLUs work in place, and behind pooling; pooling follows its layer image by image."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from resgrow.nn import FusedConv2d, PooledConv2d
 from resgrow.surgery.fuse.chain import Finder, adds, is_relu
 
 # Their output is new and is not needed for a gradient.
@@ -38,6 +39,22 @@ def settle_relus(traced: GraphModule) -> None:
         traced.graph.erase_node(node)
 
 
+def join_pooling(traced: GraphModule) -> None:
+    """Makes one module of a convolution and the max-pooling behind it, see :class:`resgrow.nn.PooledConv2d`."""
+    finder = Finder(traced)
+    for node in list(traced.graph.nodes):
+        conv: Any = finder.module(node)
+        user = _only_user(node)
+        pool: Any = None if user is None else finder.module(user)
+        joins = isinstance(conv, nn.Conv2d | FusedConv2d) and type(pool) is nn.MaxPool2d and not pool.return_indices
+        if user is None or not joins or finder.calls(node) > 1:
+            continue
+        parent, _, name = str(node.target).rpartition(".")
+        setattr(traced.get_submodule(parent), name, PooledConv2d(conv, pool))
+        user.replace_all_uses_with(node)
+        traced.graph.erase_node(user)
+
+
 def _is_new(node: Node, finder: Finder) -> bool:
     """Whether a number is made here, and seen by one other node only."""
     return len(node.users) == 1 and (type(finder.module(node)) in _MAKERS or adds(node))
@@ -45,8 +62,12 @@ def _is_new(node: Node, finder: Finder) -> bool:
 
 def _pooling(node: Node, finder: Finder) -> Node | None:
     """The only user, if it is max-pooling whose windows all hold some number (not so with dilation)."""
-    user = next(iter(node.users)) if len(node.users) == 1 else None
+    user = _only_user(node)
     pool: Any = None if user is None else finder.module(user)
     if type(pool) is not nn.MaxPool2d or pool.return_indices or pool.dilation not in (1, (1, 1)):
         return None
     return user
+
+
+def _only_user(node: Node) -> Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None

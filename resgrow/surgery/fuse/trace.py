@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 
-from resgrow.nn import BlockSparseConv2d, BlockSparseLinear, FusedConv2d, FusedLinear, TriStateReLU
+from resgrow.nn import BlockSparseConv2d, BlockSparseLinear, FusedConv2d, FusedLinear, PooledConv2d, TriStateReLU
 
-_LEAVES = (BlockSparseConv2d, BlockSparseLinear, FusedConv2d, FusedLinear, TriStateReLU)
+_LEAVES = (BlockSparseConv2d, BlockSparseLinear, FusedConv2d, FusedLinear, PooledConv2d, TriStateReLU)
 _OPERATORS = "add and floordiv lshift matmul mod mul or pow rshift sub truediv xor"
 
 
