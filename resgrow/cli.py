@@ -38,8 +38,8 @@ BENCH_EXAMPLES = """examples:
       inference on one image, two block sizes; plots and bench.json in rn18
   resgrow bench torchvision:resnet18 --density .2 --train --repeats 3
       a training step: forward, backward, SGD with momentum
-  resgrow bench runs/digits-resnet8-20260101-120000 --input 1x8x8
-      a network that resgrow fit made sparse, as it is
+  resgrow bench runs/mnist-lenet5-20260101-120000 --input 1x28x28
+      a network that resgrow fit made; one with zeros is measured as it is
   resgrow bench mypackage.models:build --input 784 --density .5,.1
       what a function of yours returns
 """
