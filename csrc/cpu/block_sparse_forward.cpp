@@ -112,7 +112,9 @@ class Forward {
       apart = tile.packed_rows - tile.row_step * tile_rows_;
     }
     const int64_t fit = kTileBytes / row_bytes - apart;
-    return std::clamp(fit / tile_rows_ * tile_rows_, std::min(tile_rows_, band_.rows), band_.rows);
+    // Input of no tile fits: weights at least are shared by many.
+    if (fit < tile_rows_) return band_.rows;
+    return std::min(fit / tile_rows_ * tile_rows_, band_.rows);
   }
 
   int64_t grain(int64_t tasks) const {

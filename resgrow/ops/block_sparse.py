@@ -220,14 +220,16 @@ def packed_linear(
     return y.reshape(*x.shape[:-1], shape[0])
 
 
-def _settings(op: str, *values: int | Sequence[int]) -> list[list[int]]:
-    pairs = []
-    for name, value in zip(("stride", "padding", "dilation"), values, strict=True):
-        pair = [value, value] if isinstance(value, int) else list(value)
-        if len(pair) != 2:
-            raise ValueError(f"{op}: {name} must be an int or a pair (got {value!r})")
-        pairs.append(pair)
-    return pairs
+def _settings(op: str, *values: int | Sequence[int]) -> list[Sequence[int]]:
+    """Stride, padding and dilation as pairs."""
+    return [(v, v) if isinstance(v, int) else _pair(op, i, v) for i, v in enumerate(values)]
+
+
+def _pair(op: str, which: int, value: Sequence[int]) -> Sequence[int]:
+    if len(value) != 2:
+        name = ("stride", "padding", "dilation")[which]
+        raise ValueError(f"{op}: {name} must be an int or a pair (got {value!r})")
+    return value
 
 
 @torch.library.register_fake("resgrow::block_sparse_conv2d")
