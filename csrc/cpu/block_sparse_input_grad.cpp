@@ -141,15 +141,17 @@ class InputGrad {
     region_[0] = ceil_div(high, rows_.stride) * rows_.stride;
   }
 
-  // The tiles of one vector of lanes: of which images (null: none), and where they begin in them.
+  template <class V>
+  using OfLanes = std::array<V, 64 / sizeof(T)>;  // as many as the widest vectors have
+
+  // The tiles of one vector of lanes: of which images (null: none), and where they lie in them.
   struct Tiles {
-    std::vector<T*> sources, targets;
-    std::vector<int> tops, lefts;
+    OfLanes<T*> sources{}, targets{};
+    OfLanes<int> tops{}, lefts{}, bottoms{}, rights{};
   };
 
   Tiles tiles_of(const T* grad, T* grad_x, int64_t vector) const {
-    Tiles t{std::vector<T*>(lanes_), std::vector<T*>(lanes_), std::vector<int>(lanes_),
-            std::vector<int>(lanes_)};
+    Tiles t;
     for (int64_t l = 0; l < lanes_; ++l) {
       const int64_t tile = vector * lanes_ + l, sample = tile / (rows_.tiles * cols_.tiles);
       if (sample >= s_.samples) continue;
@@ -157,6 +159,8 @@ class InputGrad {
       t.targets[l] = grad_x + sample * s_.height * s_.width * s_.channels;
       t.tops[l] = tile / cols_.tiles % rows_.tiles * rows_.tile;
       t.lefts[l] = tile % cols_.tiles * cols_.tile;
+      t.bottoms[l] = std::min(s_.height, t.tops[l] + rows_.tile);
+      t.rights[l] = std::min(s_.width, t.lefts[l] + cols_.tile);
     }
     return t;
   }
@@ -192,11 +196,12 @@ class InputGrad {
   // A row of output gradients; the next one is fetched meanwhile, to come while positions are
   // computed.
   void gather(const Tiles& tiles, int64_t row, int64_t col, int64_t cols, T* g) const {
-    std::vector<int> tops(lanes_), lefts(lanes_), ends(lanes_, s_.out_height),
-        sides(lanes_, s_.out_width);
+    OfLanes<int> tops, lefts, ends, sides;
     for (int64_t l = 0; l < lanes_; ++l) {
       tops[l] = tiles.tops[l] / s_.stride[0] + row;
       lefts[l] = tiles.lefts[l] / s_.stride[1] + col;
+      ends[l] = s_.out_height;
+      sides[l] = s_.out_width;
     }
     const int64_t image_row = s_.out_width * s_.outputs;
     kernels_.gather({tiles.sources.data(), tops.data(), lefts.data(), ends.data(), sides.data(),
@@ -206,15 +211,13 @@ class InputGrad {
 
   void scatter(const Tiles& tiles, int64_t row, int64_t col0, int64_t col1, int64_t ahead,
                T* gx) const {
-    std::vector<int> tops(lanes_), lefts(lanes_), bottoms(lanes_), rights(lanes_);
+    OfLanes<int> tops, lefts;
     for (int64_t l = 0; l < lanes_; ++l) {
       tops[l] = tiles.tops[l] + row;
       lefts[l] = tiles.lefts[l] + col0;
-      bottoms[l] = std::min(s_.height, tiles.tops[l] + rows_.tile);
-      rights[l] = std::min(s_.width, tiles.lefts[l] + col1);
     }
-    kernels_.scatter({tiles.targets.data(), tops.data(), lefts.data(), bottoms.data(),
-                      rights.data(), s_.width * s_.channels, s_.channels, s_.channels, 1,
+    kernels_.scatter({tiles.targets.data(), tops.data(), lefts.data(), tiles.bottoms.data(),
+                      tiles.rights.data(), s_.width * s_.channels, s_.channels, s_.channels, 1,
                       col1 - col0, gx, channels_ * lanes_, 0, channels_, ahead});
   }
 

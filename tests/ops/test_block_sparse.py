@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from block_sparse_cases import CONVS, close, draw, draw_mask
+from block_sparse_cases import CONVS, close, conv_case, draw, draw_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -46,6 +46,16 @@ def check_conv(case: str, block: tuple[int, int], dtype: torch.dtype, tolerance:
 def test_conv2d(case: str, block: tuple[int, int], isa: str) -> None:
     check_conv(case, block, torch.float64, 1e-11)
     check_conv(case, block, torch.float32, 1e-4)
+
+
+@pytest.mark.parametrize("n", [16, 1])
+@pytest.mark.parametrize("settings_", [{}, {"stride": 2}, {"dilation": (3, 1)}], ids=str)
+def test_conv2d_of_more_rows_than_the_cache_holds(settings_: dict, n: int, isa: str, threads: None) -> None:
+    torch.set_num_threads(3 - n % 2)
+    x, weight, bias, options = conv_case(n, 3, (37, 30), 256, 3, padding=1, **settings_)
+    tensors = tuple(t.float() for t in (x, weight, bias))
+    mask = draw_mask(weight.shape, (16, 1))
+    check(ops.block_sparse_conv2d, reference.block_sparse_conv2d, tensors, mask, 1e-4, **options)
 
 
 @pytest.mark.parametrize("case", ["3x3", "3x3 stride 2", "1x1", "depthwise"])

@@ -52,12 +52,46 @@ __attribute__((always_inline)) inline void add_entries(const V* g, const T* w, I
   }
 }
 
+// A pixel that is left over: sums of vectors of outputs, each of which is reduced to its channel's
+// gradient at the end. For two of them a vector of pixels is faster.
+template <class T>
+void pointwise_pixel(const BlockSparsePointwise<T>& a, Int pixel) {
+  constexpr int lanes = VECTOR_BYTES / sizeof(T);
+  using V = typename Vector<T>::type;
+  Int row = 0, within = 0;  // of the blocks
+  for (Int o = 0; o < a.outputs; o += lanes) {
+    const V g = load_some<V>(a.g + pixel * a.g_pixel + o, a.outputs - o);
+    const int* from = within == 0 ? a.from : a.to;
+    for (Int e = a.starts[row]; e < a.starts[row + 1]; ++e)
+      store<V>(a.sums + a.to[e],
+               load<V>(a.sums + from[e]) + g * load<V>(a.w + e * a.w_step + within));
+    within += lanes;
+    if (within == a.w_step) {
+      within = 0;
+      ++row;
+    }
+  }
+  for (Int c = 0; c < a.channels; c += lanes) {
+    V r[lanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) r[i] = load<V>(a.sums + (c + i) * lanes);
+    transpose<T, lanes>(r);
+#pragma GCC unroll 4
+    for (int half = lanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+      for (int i = 0; i < half; ++i) r[i] += r[i + half];
+    }
+    store_some(a.gx + pixel * a.gx_pixel + c, r[0], a.channels - c);
+  }
+}
+
 template <class T, int WIDTH>
 void block_sparse_pointwise(const BlockSparsePointwise<T>& args) {
   constexpr int lanes = VECTOR_BYTES / sizeof(T), width = WIDTH < lanes ? WIDTH : lanes;
   using V = typename Vector<T>::type;
   const BlockSparsePointwise<T> a = args;  // a copy, which no store can be taken to change
   for (Int pixel = 0; pixel < a.pixels; pixel += lanes) {
+    if (width == lanes && a.pixels - pixel == 1) return pointwise_pixel(a, pixel);
     const T* g = a.g + pixel * a.g_pixel;
     Int row = 0, within = 0;  // of the blocks
     for (Int o = 0; o < a.outputs; o += lanes) {
