@@ -122,7 +122,7 @@ BlockSparseShape random_shape(Random& random) {
 }
 
 struct Large {
-  int64_t samples, channels, side, outputs, kernel;
+  int64_t samples, channels, side, outputs, kernel, stride;
   Block block;
   double density;
 
@@ -138,18 +138,20 @@ struct Large {
     for (int d = 0; d < 2; ++d) {
       s.kernel[d] = kernel;
       s.padding[d] = kernel / 2;
-      s.stride[d] = s.dilation[d] = 1;
+      s.stride[d] = stride;
+      s.dilation[d] = 1;
     }
     return s;
   }
 };
 // Where the work is taken apart, or done in another order, because there is much of it.
 const std::vector<Large> kLarge = {
-    {1, 64, 40, 32, 3, {16, 1}, .01},    // several bands
-    {16, 16, 24, 64, 3, {16, 1}, .005},  // several regions of gathered gradients
-    {1, 16, 182, 64, 3, {16, 1}, .005},  // an output that no cache holds
-    {300, 40, 1, 70, 1, {8, 1}, .2},     // a linear layer
-    {1, 700, 1, 33, 1, {16, 1}, .2},
+    {1, 64, 40, 32, 3, 1, {16, 1}, .01},   // several bands
+    {16, 4, 12, 512, 3, 1, {16, 1}, .02},  // gathered gradients slide through a window
+    {16, 4, 23, 512, 3, 2, {16, 1}, .02},  {16, 16, 24, 64, 3, 1, {16, 1}, .005},  // or stay in it
+    {1, 16, 182, 64, 3, 1, {16, 1}, .005},  // an output that no cache holds
+    {300, 40, 1, 70, 1, 1, {8, 1}, .2},     // a linear layer
+    {1, 700, 1, 33, 1, 1, {16, 1}, .2},    {3, 40, 30, 70, 1, 1, {8, 1}, .2},  // many pixels
 };
 
 }  // namespace
