@@ -12,7 +12,7 @@ from _digits import heading, table
 
 Row = Mapping[str, Any]  # one line of results, see accuracy_blocks.py
 STANDARD = ("obd", "")  # criterion and excluded layers of the plot
-LAYERS_AT = 0.9  # the sparsity at which the layers' densities are shown
+LAYERS_AT = 0.8  # the sparsity at which the layers' densities are shown
 
 
 def spread(values: Sequence[float]) -> str:
@@ -50,18 +50,19 @@ def accuracies(rows: Sequence[Row]) -> list[str]:
 
 
 def densities(rows: Sequence[Row]) -> list[str]:
-    """How much of the first layer, the last and the one with the most and the least is left; seed by seed the mean."""
-    names = list(rows[0]["left"])
+    """Means over the seeds: what is left of the first layer, of the last, and of those between at most and least."""
+    first, *_, last = rows[0]["left"]
     lines = []
     for name in dict.fromkeys(variant(row) for row in rows):
         same = [row["left"] for row in rows if variant(row) == name]
-        left = {layer: mean(found[layer] for found in same) for layer in names}
-        inner = names[1:-1]
-        most, least = max(inner, key=left.__getitem__), min(inner, key=left.__getitem__)
-        first_and_last = [f"{left[layer]:.1%}" for layer in (names[0], names[-1])]
-        lines.append([name, *first_and_last, *(f"{left[layer]:.1%} ({layer})" for layer in (most, least))])
-    header = ["left", f"first ({names[0]})", f"last ({names[-1]})", "most between", "least between"]
-    return table(header, lines)
+        left = {layer: mean(found[layer] for found in same) for layer in same[0]}
+        between = [layer for layer in left if layer not in (first, last)]
+        # Layers that only residual streams enter and leave have no channels of their own, hence no masks.
+        ends = [f"{left[layer]:.0%}" if layer in left else "no candidate" for layer in (first, last)]
+        extremes = [fold(between, key=left.__getitem__) for fold in (max, min)]
+        macs = f"{mean(row['macs'] for row in rows if variant(row) == name):.0%}"
+        lines.append([name, macs, *ends, *(f"{left[layer]:.0%} ({layer})" for layer in extremes)])
+    return table(["left", "MACs", f"first ({first})", f"last ({last})", "most between", "least between"], lines)
 
 
 def section(title: str, rows: Sequence[Row], dense: Mapping[int, Row]) -> list[str]:

@@ -23,7 +23,7 @@ import copy
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 import resgrow
 from resgrow.data import Dataset
-from resgrow.surgery import Masks, load_extra
+from resgrow.surgery import Masks, count_macs, load_extra
 
 PATTERNS: dict[str, Block] = {
     "weights": (1, 1),
@@ -77,20 +77,24 @@ class Kept:
             return []
         return [json.loads(line) for line in self._results.read_text().splitlines()]
 
-    def networks(self) -> dict[str, tuple[list[dict], dict[int, dict]]]:
-        """For each network its results, in a fixed order, and what was saved with the dense network of each seed."""
+    def networks(self, cifar_name: str) -> dict[str, tuple[list[dict], dict[int, dict]]]:
+        """For each title the results, in a fixed order, and what was saved with the dense network of each seed."""
         found = {}
         for name, recipe in RECIPES.items():
             rows = sorted((row for row in self.rows() if row["network"] == name), key=order)
             if rows:
                 seeds = sorted({row["seed"] for row in rows})
-                found[recipe.title] = rows, {seed: load_extra(self.folder / f"{name}-{seed}") for seed in seeds}
+                title = recipe.title.replace("CIFAR-10", cifar_name)
+                found[title] = rows, {seed: load_extra(self.folder / f"{name}-{seed}") for seed in seeds}
         return found
 
     def add(self, point: Point, model: nn.Module, masks: Masks, data: Dataset) -> None:
         removed = check(model, masks, PATTERNS[point.pattern], point.sparsity)
         layers = {name: round(mask.double().mean().item(), 4) for name, mask in masks.items() if mask.dim() > 1}
         result = {"accuracy": accuracy(model, data.test_x, data.test_y), "removed": removed, "left": layers}
+        example = data.test_x[:1]
+        macs = count_macs(model, example, masks) / count_macs(model, example)
+        result |= {"macs": macs, "tested": len(data.test_y)}
         with self._results.open("a") as file:
             file.write(json.dumps({**vars(point), **result}) + "\n")
         tell(f"{' '.join(map(str, vars(point).values()))}: {result['accuracy']:.2f} %")
@@ -193,6 +197,7 @@ def experiments(args: argparse.Namespace) -> Iterator[Experiment]:
     for network in args.networks:
         recipe = RECIPES[network]
         data = recipe.load(args.cifar)
+        data = replace(data, test_x=data.test_x[: args.test], test_y=data.test_y[: args.test])
         for seed in args.seeds:
             model = args.kept.dense(network, recipe, data, seed, args.epochs or recipe.epochs)
             picked = torch.randperm(len(data.train_y), generator=torch.Generator().manual_seed(seed))[: args.images]
@@ -208,12 +213,14 @@ def arguments() -> argparse.Namespace:
     add("networks", nargs="*", choices=[*RECIPES, []], help="none: only write the report")
     add("--work", type=Path, required=True, help="folder for networks, scores and results")
     add("--cifar", type=Path, help="folder that holds cifar-10-batches-bin")
+    add("--cifar-name", default="CIFAR-10", help="what the report calls it, where it is not the original")
     add("--seeds", type=int, nargs="+", default=[0])
     add("--patterns", nargs="+", choices=PATTERNS, default=list(PATTERNS))
     add("--sparsities", type=float, nargs="+", default=list(SPARSITIES))
     add("--stages", nargs="+", choices=STAGES, default=["one-shot", "tuned"])
     add("--method", default="obd", help="criterion of resgrow.saliency, with its defaults")
     add("--images", type=int, default=2048, help="training images that scores are taken on")
+    add("--test", type=int, help="test images, the first so many; default: all")
     add("--exclude", nargs="*", default=[], help="names of layers to leave whole, as for resgrow.prune")
     add("--epochs", type=int, help="of dense training; default: the recipe's")
     add("--tuning", type=int, help="steps of training after pruning; default: the recipe's")
@@ -233,7 +240,7 @@ def main() -> None:
             for pattern in args.patterns:
                 experiment.chain(pattern, args.sparsities)
     if not args.networks:
-        write_report(args.out, args.kept.networks(), __doc__.strip().split("\n\n")[2:4])
+        write_report(args.out, args.kept.networks(args.cifar_name), __doc__.strip().split("\n\n")[2:4])
 
 
 if __name__ == "__main__":

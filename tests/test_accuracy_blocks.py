@@ -85,7 +85,7 @@ def test_check_sees_weights_that_came_back():
 def row(pattern: str, sparsity: float, accuracy: float, **other: object) -> dict:
     left = {"first": 1.0, "a": 0.2, "b": 0.1, "last": 0.5}
     known = {"method": "obd", "exclude": "", "pattern": pattern, "sparsity": sparsity, "accuracy": accuracy}
-    return {**known, "left": left, **other}
+    return {**known, "left": left, "macs": 0.3, **other}
 
 
 def test_tables_show_means_ranges_and_gaps():
@@ -99,7 +99,9 @@ def test_tables_show_means_ranges_and_gaps():
         "| 4x1, 0 and 9 left whole |  | **70.00** |",
         "| 4x1, magnitude |  | 50.00 |",
     ]
-    assert densities(rows[:1])[-1] == "| 4x1 | 100.0% | 50.0% | 20.0% (a) | 10.0% (b) |"
+    assert densities(rows[:1])[-1] == "| 4x1 | 30% | 100% | 50% | 20% (a) | 10% (b) |"
+    fewer = row("channels", 0.5, 80.0, left={"a": 0.2, "b": 0.1})
+    assert densities([rows[0], fewer])[-1] == "| channels | 30% | no candidate | no candidate | 20% (a) | 10% (b) |"
 
 
 @pytest.fixture
