@@ -121,28 +121,40 @@ class WeightGrad {
     return {packed, kGroup, s_.out_width * kGroup};
   }
 
+  // The input that a band will copy; none behind the last.
+  Ahead<T> next_band(const T* x, int64_t number) const {
+    if (number == bands_) return {x, 0};
+    const int64_t sample = number / band_.bands(s_), first = number % band_.bands(s_) * band_.rows;
+    const int64_t row = std::clamp<int64_t>(first * s_.stride[0] - s_.padding[0], 0, s_.height);
+    const int64_t rows = std::min(s_.height - row, band_.rows * s_.stride[0]);
+    const int64_t size = s_.width * s_.channels;
+    return {x + (sample * s_.height + row) * size, rows * size};
+  }
+
   void band(const T* x, const T* grad, int64_t number, int64_t first_group, int64_t last_group,
             T* input, T* gradient, T* sums) const {
     const int64_t sample = number / band_.bands(s_), first = number % band_.bands(s_) * band_.rows;
     const int64_t rows = std::min(band_.rows, s_.out_height - first);
     const Pixels<T> pixels = input_of(x, sample, first, input);
     grad += (sample * s_.out_height + first) * gradient_row();
+    Ahead<T> next = next_band(x, number + 1);
     // Rows outside, so that the input of a few stays in the first-level cache.
     for (int64_t row = 0; row < rows; row += together_) {
       const int64_t count = std::min(together_, rows - row), g_size = count * gradient_row();
       const Pixels<T> part = {pixels.data + row * pixels.row, pixels.pixel, pixels.row};
       const T* g = grad + row * gradient_row();
-      Ahead<T> ahead[2] = {{g + g_size, g_size},
-                           {part.data + count * part.row, input_in_place_ ? count * part.row : 0}};
+      if (input_in_place_) next = {part.data + count * part.row, count * part.row};
+      Ahead<T> gradients = {g + g_size, g_size};
       for (int64_t group = first_group; group < last_group; ++group) {
-        outputs(part, gradient_of(g, group, count, gradient), count, group, ahead, sums);
+        outputs(part, gradient_of(g, group, count, gradient), count, group, &gradients, &next,
+                sums);
       }
     }
   }
 
   // All entries of a group of outputs over `rows` rows of pixels.
   void outputs(const Pixels<T>& x, const Pixels<T>& g, int64_t rows, int64_t group,
-               Ahead<T> (&ahead)[2], T* sums) const {
+               Ahead<T>* gradients, Ahead<T>* input, T* sums) const {
     BlockSparseCorrelate<T> a{};
     a.x = x.data;
     a.x_pixel = x.pixel;
@@ -162,8 +174,8 @@ class WeightGrad {
                       size = ceil_div(left, ceil_div(left, kernels_.max_entries[width_]));
         a.offsets = offsets_.data() + entry;
         a.out = sums + entry * s_.block_out + o % s_.block_out;
-        Ahead<T>& next = ahead[0].left > 0 ? ahead[0] : ahead[1];
-        a.ahead = next.left > 0 ? next.take(rows * s_.out_width) : a.x;
+        Ahead<T>* next = gradients->left > 0 ? gradients : input;
+        a.ahead = next->left > 0 ? next->take(rows * s_.out_width) : a.x;
         kernels_.correlate[width_][size](a);
         entry += size;
       }
