@@ -22,7 +22,9 @@ BlockSparseShape shape_of(const char* op, at::IntArrayRef x, int64_t outputs, in
                           int64_t block_in, const Settings& c) {
   TORCH_CHECK_VALUE(x.size() == 4, op, ": x must be (N, C, H, W) (got ", x,
                     "); add a batch dimension with unsqueeze(0) if it is missing");
-  TORCH_CHECK_VALUE(outputs >= 1, op, ": outputs must be positive (got ", outputs, ")");
+  TORCH_CHECK_VALUE(x[1] >= 1 && outputs >= 1, op,
+                    ": x and the output must have at least one channel (got ", x[1], " and ",
+                    outputs, ")");
   TORCH_CHECK_VALUE(block_out >= 4 && block_out % 4 == 0 && block_in >= 1, op,
                     ": a block must have a multiple of 4 outputs and at least one input (got ",
                     block_out, " x ", block_in,

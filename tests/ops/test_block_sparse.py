@@ -219,6 +219,7 @@ def test_refuses_what_does_not_fit() -> None:
         (lambda: conv(x, weight, mask, stride=0), ValueError, "must be positive"),
         (lambda: conv(x[0], weight, mask), ValueError, r"x must be \(N, C, H, W\)"),
         (lambda: conv(x[:, :12], weight, mask), ValueError, "must have 16 channels"),
+        (lambda: conv(x[:, :0], weight[:, :0], mask[:, :0]), ValueError, "at least one channel"),
         (lambda: conv(x[:, :, :2], weight, mask), ValueError, "kernel must fit"),
         (lambda: conv(x.half(), weight, mask), TypeError, "must be float32, float64 or bfloat16"),
         (lambda: conv(x.float(), weight, mask), TypeError, "must have one dtype"),
