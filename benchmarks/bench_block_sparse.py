@@ -9,7 +9,7 @@ cheapest call conceivable, reading the input and writing the output once (a copy
 above .8 is at the memory floor. ``peak`` is the part of the machine's measured peak of multiply-adds that present
 weights reach, ``dense_peak`` the dense layer's; see ``figures`` in _block_sparse_cases.py.
 
-Blocks and densities are chosen with pytest's ``-k``, e.g. ``-k "(8, 1) and 0.25"``; block_sparse_table.py writes a
+Blocks and densities are chosen with pytest's ``-k``, e.g. ``-k "8x1 and 0.25"``; block_sparse_table.py writes a
 table of all of them.
 """
 
@@ -45,7 +45,7 @@ def publish(benchmark: Any, case: Convolution | Linear, product: str, threads: i
 
 
 @pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("block", BLOCKS, ids=str)
+@pytest.mark.parametrize("block", BLOCKS, ids="{0[0]}x{0[1]}".format)
 @pytest.mark.parametrize("layer", CONVOLUTIONS)
 @pytest.mark.parametrize("product", ["forward", "gradients"])
 def test_convolution(
@@ -56,7 +56,7 @@ def test_convolution(
 
 
 @pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("block", BLOCKS, ids=str)
+@pytest.mark.parametrize("block", BLOCKS, ids="{0[0]}x{0[1]}".format)
 @pytest.mark.parametrize("layer", LINEARS)
 def test_linear(benchmark: Any, layer: str, block: tuple[int, int], density: float, threads: int) -> None:
     torch.manual_seed(0)
