@@ -40,6 +40,7 @@ BLOCKS = ((16, 1), (16, 16), (8, 1), (4, 1))
 TARGETS = {"forward": 0.85, "gradients": 0.7, "linear": 1.0}  # shares
 FLOOR = 0.8  # of the memory floor, which a forward product may meet instead
 BREAK_EVEN = 0.85  # from this density on, being no slower is the target
+TURN = 2e-3  # seconds: shorter calls are repeated
 _NATIVE = torch.ops.resgrow
 
 
@@ -162,7 +163,7 @@ def figures(case: Convolution | Linear, product: str, peak: Peak | None) -> dict
     calls, flops = case.calls(product)
     if peak is not None:
         calls |= {"registers": peak.registers, "broadcast": peak.broadcast}
-    times = interleave(calls, rounds(flops))
+    times = interleave(calls, rounds(flops), TURN)
     ratio, present = median_ratio(times["dense"], times["ours"]), flops * case.density
     found = {
         "density": case.density,
