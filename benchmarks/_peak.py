@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -27,21 +26,21 @@ FLAGS = {
     "avx2": (32, ["-mavx2", "-mfma"]),
     "avx512": (64, ["-mavx512f", "-mfma", "-mprefer-vector-width=512"]),
 }
-SECONDS = 2e-3  # of one call: long against starting threads, short against a benchmark
+SECONDS = 2e-3  # of one call: long against the clock, short against a benchmark
 
 
 class Peak:
-    """Calls that do ``flops`` multiply-adds' worth of operations on ``threads`` threads at once.
+    """Calls that take as long as ``threads`` cores at their peak take for ``flops`` operations.
+
+    One core runs, and the others are taken to be as fast: beside them wait torch's threads, spinning.
 
     Attributes:
         registers: a call with all operands in registers: the peak.
         broadcast: a call with operands as the block-sparse kernels read them, from the first-level cache.
-        flops: floating-point operations of either call, over all threads.
+        flops: floating-point operations that all cores together do in the time of either call.
     """
 
     def __init__(self, library: ctypes.CDLL, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads)  # foreign calls release the interpreter's lock
-        self._threads = threads
         self._rounds = 10_000
         self.registers = self._call(library.registers)
         self.broadcast = self._call(library.broadcast)
@@ -53,12 +52,7 @@ class Peak:
         self.flops = float(library.operations()) * self._rounds * threads
 
     def _call(self, function: Callable[[int, float], float]) -> Callable[[], object]:
-        def one(_: int) -> float:
-            return function(self._rounds, 1e-9)
-
-        if self._threads == 1:
-            return lambda: one(0)
-        return lambda: list(self._pool.map(one, range(self._threads)))
+        return lambda: function(self._rounds, 1e-9)
 
 
 @cache

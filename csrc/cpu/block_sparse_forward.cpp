@@ -2,6 +2,8 @@
 // the image itself; others read bands of rows, packed once.
 #include <ATen/Parallel.h>
 
+#include <numeric>
+
 #include "cpu/block_sparse_band.h"
 
 namespace resgrow {
@@ -10,6 +12,7 @@ namespace {
 constexpr int64_t kBandBytes = 256 << 10;  // half of a common second-level cache
 constexpr int64_t kTileBytes = 24 << 10;   // of a common first-level cache
 constexpr int64_t kLine = 64, kSets = 64;  // bytes of a line and sets of that cache
+constexpr int64_t kWays = 8;               // lines of a set
 constexpr int64_t kThreadWork = 1 << 18;   // products that pay for a thread
 
 // Pixels of a tile. Each of few products is long over before its stores are: the smaller tile
@@ -46,7 +49,7 @@ class Forward {
   static int64_t most_pixels(const BlockSparseShape& s, const BlockSparseIndex& index) {
     const bool many = index.blocks * s.block_in >= s.rows * kLongEntries;
     const int64_t most = block_sparse_kernels<T>().max_pixels[width_index<T>(s)];
-    return std::min<int64_t>(most, many ? kLongTile : kShortTile);
+    return std::min({most, many ? kLongTile : kShortTile, reads_image(s) ? ways(s) : kLongTile});
   }
 
   void run(const T* x, T* y) const {
@@ -85,11 +88,18 @@ class Forward {
     const T *ahead, *ahead_end;  // input that is needed next
   };
 
+  // Lines between neighbouring pixels of an image.
+  static int64_t lines(const BlockSparseShape& s) {
+    return s.stride[1] * s.channels * int64_t(sizeof(T)) / kLine;
+  }
   // Neighbouring pixels of one channel must fall into many sets of a first-level cache.
   static bool reads_image(const BlockSparseShape& s) {
-    const int64_t lines = s.stride[1] * s.channels * int64_t(sizeof(T)) / kLine;
     return s.taps() == 1 && s.padding[0] == 0 && s.padding[1] == 0 &&
-           s.padded_channels() == s.channels && (s.out_width == 1 || lines % kSets != 0);
+           s.padded_channels() == s.channels && (s.out_width == 1 || lines(s) % kSets != 0);
+  }
+  // So many of them that those sets hold them all.
+  static int64_t ways(const BlockSparseShape& s) {
+    return kWays * kSets / std::gcd(std::max<int64_t>(lines(s), 1), kSets);
   }
   int64_t x_pixel() const { return direct_ ? s_.stride[1] * s_.channels : kGroup; }
   int64_t x_row() const { return direct_ ? s_.stride[0] * s_.width * s_.channels : band_.x_row(); }
