@@ -153,17 +153,6 @@ class FusedLinear(_Fused):
         ValueError: ``batched``, and x is not ``(N, I)``.
     """
 
-    def __init__(
-        self,
-        layer: BlockSparseLinear,
-        values: Tensor,
-        bias: Tensor | None = None,
-        slopes: Slopes | None = None,
-        batched: bool = False,
-        in_place: bool = False,
-    ) -> None:
-        super().__init__(layer, values, bias, slopes, batched, in_place)
-
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x: ``(*, I)``; residual: anything that can be added to the output."""
         self._check(x, 2)

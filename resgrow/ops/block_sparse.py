@@ -16,13 +16,14 @@ Common to all functions
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 
 from resgrow import _load  # noqa: F401  (registers torch.ops.resgrow)
+from resgrow.ops import reference
 from resgrow.ops.block_index import block_index, check_block, check_mask, pack, unpack
 
 _OPS = torch.ops.resgrow
@@ -128,9 +129,7 @@ def block_sparse_probe(
     settings = _settings(op, stride, padding, dilation)
     if not has_kernel(shape, block, groups):
         strides, margins, dilations = (tuple(v) for v in settings)
-        dense = conv2d_weight(x, shape, grad, strides, margins, dilations, groups)
-        spread = mask.repeat_interleave(block[0], 0)[: shape[0]].repeat_interleave(block[1], 1)[:, : shape[1]]
-        return dense * spread
+        return reference.block_sparse_probe(grad, x, mask, strides, margins, dilations, groups, block)
     index = block_index(mask, block)
     values = _OPS.block_sparse_conv2d_weight_grad(grad, x, index, block, shape[2:], *settings, groups)
     return unpack(values, index, shape)
@@ -187,21 +186,12 @@ def packed_conv2d(
     if not has_kernel(shape, block, groups):
         stride, padding, dilation = settings
         y = F.conv2d(x, unpack(values, index, shape), bias, stride, padding, dilation, groups)
-        return y if slopes is None and residual is None else _activated(y, slopes, residual)
+        return reference.block_sparse_activated(y, slopes, residual)
     if slopes is not None or residual is not None:
         return _OPS.block_sparse_conv2d_activated(
             x, values, index, bias, residual, slopes or (), shape[0], shape[2:], *settings, groups
         )
     return _OPS.block_sparse_conv2d(x, values, index, bias, shape[0], shape[2:], *settings, groups)
-
-
-def _activated(y: Tensor, slopes: tuple[Tensor, Tensor] | None, residual: Tensor | None) -> Tensor:
-    if residual is not None:
-        y = y + residual
-    if slopes is None:
-        return y
-    positive, negative = (slope.view(1, -1, 1, 1) for slope in slopes)
-    return y * torch.where(y >= 0, positive, negative)
 
 
 def packed_linear(
@@ -232,21 +222,13 @@ def _pair(op: str, which: int, value: Sequence[int]) -> Sequence[int]:
     return value
 
 
+# Of the arguments that all four share, in the schema's order: kernel_size, stride, padding, dilation, groups.
+_Settings = Any
+
+
 @torch.library.register_fake("resgrow::block_sparse_conv2d")
-def _(
-    x: Tensor,
-    values: Tensor,
-    index: Tensor,
-    bias: Tensor | None,
-    outputs: int,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    sides = _sides(x, kernel_size, stride, padding, dilation)
-    return _laid_out_like(x, (x.shape[0], outputs, *sides))
+def _(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, outputs: int, *settings: _Settings) -> Tensor:
+    return _output(x, outputs, *settings)
 
 
 @torch.library.register_fake("resgrow::block_sparse_conv2d_activated")
@@ -258,52 +240,34 @@ def _(
     residual: Tensor | None,
     slopes: Sequence[Tensor],
     outputs: int,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    *settings: _Settings,
 ) -> Tensor:
-    sides = _sides(x, kernel_size, stride, padding, dilation)
-    return _laid_out_like(x, (x.shape[0], outputs, *sides))
+    return _output(x, outputs, *settings)
 
 
 @torch.library.register_fake("resgrow::block_sparse_conv2d_input_grad")
-def _(
-    grad: Tensor,
-    values: Tensor,
-    index: Tensor,
-    x_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+def _(grad: Tensor, values: Tensor, index: Tensor, x_size: Sequence[int], *settings: _Settings) -> Tensor:
     return _laid_out_like(grad, x_size)
 
 
 @torch.library.register_fake("resgrow::block_sparse_conv2d_weight_grad")
-def _(
-    grad: Tensor,
+def _(grad: Tensor, x: Tensor, index: Tensor, block: Sequence[int], *settings: _Settings) -> Tensor:
+    return x.new_empty((index.shape[1], block[1], block[0]))
+
+
+def _output(
     x: Tensor,
-    index: Tensor,
-    block: Sequence[int],
+    outputs: int,
     kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    return x.new_empty((index.shape[1], block[1], block[0]))
-
-
-def _sides(
-    x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> list[int]:
-    return [
+    sides = [
         (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1 for i in range(2)
     ]
+    return _laid_out_like(x, (x.shape[0], outputs, *sides))
 
 
 def _laid_out_like(t: Tensor, shape: Sequence[int]) -> Tensor:

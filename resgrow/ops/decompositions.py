@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from resgrow import _load  # noqa: F401  (registers torch.ops.resgrow)
+from resgrow.ops import reference
 from resgrow.ops.block_index import pack, unpack
 
 _OPS = torch.ops.resgrow
@@ -32,18 +34,14 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
     }
 
 
+# The arguments that end each of them: kernel_size, stride, padding, dilation, groups.
+_Settings = Any
+
+
 def _forward(
-    x: Tensor,
-    values: Tensor,
-    index: Tensor,
-    bias: Tensor | None,
-    outputs: int,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, outputs: int, *settings: _Settings
 ) -> Tensor:
+    kernel_size, stride, padding, dilation, groups = settings
     weight = unpack(values, index, (outputs, x.shape[1] // groups, *kernel_size))
     return F.conv2d(x, weight, bias, list(stride), list(padding), list(dilation), groups)
 
@@ -56,63 +54,29 @@ def _activated(
     residual: Tensor | None,
     slopes: Sequence[Tensor],
     outputs: int,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    *settings: _Settings,
 ) -> Tensor:
-    y = _forward(x, values, index, bias, outputs, kernel_size, stride, padding, dilation, groups)
-    if residual is not None:
-        y = y + residual
-    if not slopes:
-        return y
-    positive, negative = (slope[:, None, None] for slope in slopes)
-    return y * torch.where(y >= 0, positive, negative)
+    y = _forward(x, values, index, bias, outputs, *settings)
+    return reference.block_sparse_activated(y, (slopes[0], slopes[1]) if slopes else None, residual)
 
 
-def _input_grad(
-    grad: Tensor,
-    values: Tensor,
-    index: Tensor,
-    x_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+def _input_grad(grad: Tensor, values: Tensor, index: Tensor, x_size: Sequence[int], *settings: _Settings) -> Tensor:
+    kernel_size, *_, groups = settings
     weight = unpack(values, index, (grad.shape[1], x_size[1] // groups, *kernel_size))
-    x = grad.new_empty(x_size)
-    return _gradients(grad, x, weight, stride, padding, dilation, groups, (True, False, False))[0]
+    return _gradients(grad, grad.new_empty(x_size), weight, settings, (True, False, False))[0]
 
 
-def _weight_grad(
-    grad: Tensor,
-    x: Tensor,
-    index: Tensor,
-    block: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+def _weight_grad(grad: Tensor, x: Tensor, index: Tensor, block: Sequence[int], *settings: _Settings) -> Tensor:
+    kernel_size, *_, groups = settings
     weight = grad.new_empty((grad.shape[1], x.shape[1] // groups, *kernel_size))
-    dense = _gradients(grad, x, weight, stride, padding, dilation, groups, (False, True, False))[1]
+    dense = _gradients(grad, x, weight, settings, (False, True, False))[1]
     return pack(dense, index, (block[0], block[1]))
 
 
 def _gradients(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    wanted: Sequence[bool],
+    grad: Tensor, x: Tensor, weight: Tensor, settings: Sequence[_Settings], wanted: Sequence[bool]
 ) -> tuple[Tensor, ...]:
+    _, stride, padding, dilation, groups = settings
     return torch.ops.aten.convolution_backward(
         grad, x, weight, None, stride, padding, dilation, False, (0, 0), groups, wanted
     )

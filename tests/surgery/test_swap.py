@@ -194,14 +194,21 @@ def test_dtypes(dtype: torch.dtype) -> None:
 
 
 def test_in_inference_mode_too() -> None:
+    """What is made there must be trainable outside of it, like what is made outside."""
     model = network()
     masks = pruned(model)
+    usual = copy.deepcopy(model)
     with torch.inference_mode():
         swapped(model, masks, example_inputs=X.clone())
-    train(model, [torch.optim.SGD(model.parameters(), 0.1)], 1)
+    swapped(usual, masks, example_inputs=X.clone())
+    for each in (model, usual):
+        train(each, [torch.optim.SGD(each.parameters(), 0.1)], 1)
     with torch.inference_mode():
         resgrow.unswap(model)
-    train(model, [torch.optim.SGD(model.parameters(), 0.1)], 1)
+    resgrow.unswap(usual)
+    for each in (model, usual):
+        train(each, [torch.optim.SGD(each.parameters(), 0.1)], 1)
+    torch.testing.assert_close(model.state_dict(), usual.state_dict())
 
 
 def test_values_that_hang_over_the_edge_stay_zero() -> None:
