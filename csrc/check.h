@@ -6,11 +6,15 @@
 
 namespace resgrow {
 
-// The types the CPU kernels are written for. Everything below float32 accumulates in float32.
-inline void check_floating(const char* op, const char* name, const at::Tensor& t) {
+// The types the kernels are written for, float16 those on CUDA only. Everything below float32
+// accumulates in float32.
+inline void check_floating(const char* op, const char* name, const at::Tensor& t,
+                           bool half = false) {
   const auto type = t.scalar_type();
-  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16, op, ": ",
-                   name, " must be float32, float64 or bfloat16 (got ", type,
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 ||
+                       (half && type == at::kHalf),
+                   op, ": ", name, " must be float32, float64",
+                   half ? ", bfloat16 or float16" : " or bfloat16", " (got ", type,
                    "); convert it with .to(torch.float32)");
 }
 
