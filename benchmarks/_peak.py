@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from resgrow._load import _C
-from resgrow.surgery.speed import fair_clock
+from resgrow._stopwatch import fair_clock
 
 SOURCE = Path(__file__).with_name("peak.cpp")
 # Instruction set: vector bytes and the compiler's flags.

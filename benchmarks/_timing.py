@@ -7,7 +7,7 @@ from math import ceil
 from statistics import median
 from typing import Any
 
-from resgrow.surgery.speed import fair_clock
+from resgrow._stopwatch import fair_clock
 
 
 def interleave(contestants: dict[str, Callable[[], object]], repeats: int, turn: float = 0.0) -> dict[str, list[float]]:

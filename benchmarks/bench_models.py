@@ -88,7 +88,7 @@ def test_inference(benchmark: Any, block: tuple[int, int], batch: int, threads: 
         for form in forms.values():
             close(form(x), want)
         calls: dict[str, Callable[[], object]] = {name: (lambda f=form: f(x)) for name, form in forms.items()}
-        times = interleaved(calls, 7 if batch > 1 else 31)
+        times = interleaved(calls, 7 if batch > 1 else 31, x.device)
         ratios = {name: median_ratio(times["dense"], times[name]) for name in ("folded", "swapped", "fused")}
         report(
             benchmark,
@@ -122,7 +122,7 @@ def test_training_step(benchmark: Any, block: tuple[int, int], threads: int) -> 
         return call
 
     calls = {"dense": step(dense), "swapped": step(swapped)}
-    times = interleaved(calls, 5)
+    times = interleaved(calls, 5, x.device)
     report(
         benchmark,
         what="training step",

@@ -20,3 +20,8 @@ def _load(name: str) -> ModuleType:
 
 
 _C = _load("_C")
+
+
+def has_cuda_kernels() -> bool:
+    """Whether this build of resgrow has kernels for tensors on GPUs."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("resgrow::block_sparse_conv2d", "CUDA"))

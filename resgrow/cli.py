@@ -124,7 +124,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         **{
             name: getattr(arguments, name)
-            for name in ("batch", "method", "train", "fuse", "repeats", "remeasure", "seed")
+            for name in ("batch", "method", "train", "fuse", "repeats", "remeasure", "seed", "device")
         },
     )
     _set_threads("bench", arguments.threads)
@@ -263,6 +263,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--remeasure", action="store_true", help="measure each layer anew, whatever was measured earlier")
     add("--seed", type=int, default=0, help="of weights, inputs and random choice (default: 0)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
     add("--out", metavar="DIR", help="folder for bench.json, speedup.png and layers.png (default: none)")
     parser.set_defaults(run=_bench)
 

@@ -34,7 +34,7 @@ RESULT = "bench.json"
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What ``resgrow bench`` is told. ``shape`` is that of an input, without the batch."""
+    """What ``resgrow bench`` is told. ``shape`` is that of an input, without the batch; ``device`` torch's name."""
 
     model: str
     blocks: tuple[tuple[int, int], ...] | None
@@ -48,6 +48,7 @@ class BenchConfig:
     repeats: int = 10
     remeasure: bool = False
     seed: int = 0
+    device: str = "cpu"
 
 
 def make_config(
@@ -69,9 +70,23 @@ def make_config(
             raise InputError(f"bench: --{name} must be at least 1 (got {getattr(config, name)}); leave it out")
     if config.method not in METHODS:
         raise InputError(f"bench: --method must be one of {', '.join(METHODS)} (got {config.method!r}); choose one")
+    _check_device(config.device)
     if config.seed < 0:
         raise InputError(f"bench: --seed must not be negative (got {config.seed}); use 0 or more")
     return config
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+        known = device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
+    except RuntimeError:
+        known = False
+    if not known:
+        raise InputError(
+            f"bench: --device must be cpu, or cuda or cuda:N for a GPU that torch sees (got {name!r}, and torch sees "
+            f"{torch.cuda.device_count()} of them); choose another, or see `resgrow info`"
+        )
 
 
 def _block(text: str) -> tuple[int, int]:
@@ -155,8 +170,8 @@ def _prepare(config: BenchConfig) -> tuple[nn.Module, Tensor]:
         raise InputError("bench: the shape of an input must be known (got no --input); give it, such as 3x224x224")
     model = subject.model
     unswap(model)
-    as_network(model)
-    x = torch.randn(config.batch, *shape)
+    as_network(model).to(config.device)
+    x = torch.randn(config.batch, *shape).to(config.device)
     x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
     try:
         with eval_mode(model), torch.no_grad():

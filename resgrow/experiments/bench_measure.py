@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.profiler import ProfilerActivity, profile
 
-from resgrow.surgery.speed import fair_clock
+from resgrow._stopwatch import stopwatch
 
 Call = Callable[[], object]
 
@@ -49,20 +49,19 @@ def make_optimizer(model: nn.Module) -> Optimizer:
     return SGD(model.parameters(), lr=1e-9, momentum=0.9)
 
 
-def interleaved(calls: Mapping[str, Call], repeats: int) -> dict[str, list[float]]:
+def interleaved(calls: Mapping[str, Call], repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of every call, in rounds that make each call once, in turning order, after one round to warm up.
 
-    What else the machine does then falls on all of them alike. Of processor time with one thread.
+    What else the machine does then falls on all of them alike. Of processor time with one thread of the CPU.
     """
-    clock = fair_clock()
+    seconds_of = stopwatch(device)
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     for round_ in range(repeats + 1):
         for name in order:
-            start = clock()
-            calls[name]()
+            seconds = seconds_of(calls[name])
             if round_ > 0:
-                times[name].append(clock() - start)
+                times[name].append(seconds)
         order.reverse()
     return times
 
@@ -85,12 +84,14 @@ def held_bytes(model: nn.Module, optimizer: Optimizer | None = None) -> int:
     return sum(storages.values())
 
 
-def peak_bytes(call: Call) -> int:
+def peak_bytes(call: Call, device: torch.device) -> int:
     """Peak of live tensor bytes above what is held before the call: activations, and all that kernels ask torch for.
 
-    From every allocation and release that torch's profiler records, so exact and repeatable; what libraries allocate by
-    themselves (oneDNN's scratch) is not in it.
+    On the CPU from every allocation and release that torch's profiler records, so exact and repeatable; what libraries
+    allocate by themselves (oneDNN's scratch) is not in it. On CUDA from the counters of torch's allocator.
     """
+    if device.type == "cuda":
+        return _peak_on_cuda(call, device)
     with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         kept = call()  # the result counts until the end
     with tempfile.TemporaryDirectory() as folder:
@@ -101,6 +102,13 @@ def peak_bytes(call: Call) -> int:
     changes = [event for event in events if event.get("name") == "[memory]"]
     changes.sort(key=lambda event: event["ts"])
     return max(accumulate(event["args"]["Bytes"] for event in changes), default=0)
+
+
+def _peak_on_cuda(call: Call, device: torch.device) -> int:
+    held = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    return torch.cuda.max_memory_allocated(device) - held
 
 
 @contextmanager

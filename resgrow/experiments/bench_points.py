@@ -102,7 +102,7 @@ def measure_point(
         name: timing.training_step(form, x, optimizers[name]) if train else timing.inference(form, x)
         for name, form in forms.items()
     }
-    times = timing.interleaved(calls, repeats)
+    times = timing.interleaved(calls, repeats, x.device)
     ordered = [name for name in FORMS if name in forms]
     return Point(
         block,
@@ -111,7 +111,7 @@ def measure_point(
         {name: median(times[name]) for name in ordered},
         {name: timing.median_ratio(times["dense"], times[name]) for name in ordered},
         {name: timing.held_bytes(forms[name], optimizers.get(name)) for name in ordered},
-        {name: timing.peak_bytes(calls[name]) for name in ordered},
+        {name: timing.peak_bytes(calls[name], x.device) for name in ordered},
         note,
         _sums(table),
     )

@@ -17,7 +17,7 @@ class PooledConv2d(nn.Sequential):
 
     In networks for large images that is the largest of all tensors. The numbers are the same to rounding: torch's dense
     convolution may sum in another order for another number of images, the block-sparse one does not. Inputs that need a
-    gradient, and programs that are compiled or exported, take all images at a time.
+    gradient, GPUs, and programs that are compiled or exported, take all images at a time.
 
     Args:
         conv: dense or fused; its outputs depend on one image each.
@@ -32,7 +32,7 @@ class PooledConv2d(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: ``(N, C, H, W)`` or ``(C, H, W)``."""
-        if x.dim() != 4 or torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+        if x.dim() != 4 or x.is_cuda or torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
             return super().forward(x)
         at_once = self._at_once(x)
         if len(x) <= at_once:

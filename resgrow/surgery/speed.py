@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from time import get_clock_info, perf_counter, thread_time
 
 import torch
 from torch import Tensor, nn
 
+from resgrow._stopwatch import Stopwatch, stopwatch
 from resgrow.nn.block_sparse import from_dense
 from resgrow.surgery.speed_cache import recall, remember
 
@@ -20,12 +20,11 @@ _ROUNDS = (7, 41)
 # Densities whose ratio is below this share one measurement. Sparse time is nearly a + b density, so its error is at
 # most half of that, 2.5 %: less than two measurements differ by. Equal steps would be coarse where density is low.
 _DENSITY_STEP = 1.05
-_FINE = 1e-6  # seconds
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that one layer takes, medians of interleaved calls; of processor time with one thread.
+    """Seconds that one layer takes, medians of interleaved calls; of processor time with one thread of the CPU.
 
     Attributes:
         dense: the dense layer in torch. sparse: the block-sparse one.
@@ -65,20 +64,20 @@ def measure(
     dtype: torch.dtype | None = None,
     remeasure: bool = False,
 ) -> Speed:
-    """Dense against block-sparse, for one layer and input size, with the current number of threads.
+    """Dense against block-sparse, for one layer and input size, on its device with the current number of threads.
 
     Measurements are kept in ``$RESGROW_CACHE_DIR``, or else ``$XDG_CACHE_HOME/resgrow``, or else ``~/.cache/resgrow``,
-    apart for each processor, instruction set, torch and resgrow version. What is found there is not measured again;
-    densities within 5 % share a measurement. A cache that cannot be read or written is done without.
+    apart for each processor and GPU, instruction set, torch and resgrow version. What is found there is not measured
+    again; densities within 5 % share a measurement. A cache that cannot be read or written is done without.
 
     Args:
-        layer: on the CPU; only its settings and sizes matter, and it is left alone.
+        layer: only its settings, sizes and device matter, and it is left alone.
         x_shape: of the input, as the layer takes it.
         mask: bool over blocks, as `BlockSparseConv2d` takes it.
         block: ``(bo, bi)``.
         train: forward and both gradients, or the forward pass alone.
         channels_last: memory format of a 4-dimensional input (and of the dense weight).
-        dtype: float32, float64 or bfloat16; that of the layer by default.
+        dtype: float32, float64, bfloat16, or on CUDA float16; that of the layer by default.
         remeasure: measure even what is known.
 
     Raises:
@@ -90,10 +89,10 @@ def measure(
     layout = channels_last and len(shape) == 4
     threads = torch.get_num_threads()
     key = " ".join(map(str, (*_settings(layer), shape, block, _bucket(density), train, layout, threads, dtype)))
-    seconds = None if remeasure else recall(key)
+    seconds = None if remeasure else recall(key, layer.weight.device)
     if seconds is None:
         seconds = _time(layer, shape, mask, block, train, layout, dtype)
-        remember(key, seconds)
+        remember(key, layer.weight.device, seconds)
     dense, sparse, floor = seconds
     ideal = max(dense * density, floor)
     name = str(dtype).removeprefix("torch.")
@@ -125,9 +124,10 @@ def _time(
     format_ = torch.channels_last if channels_last else torch.contiguous_format
     dense = sparse.to_dense()
     dense.to(memory_format=format_)  # type: ignore[call-overload]
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype, memory_format=format_)
+    device = layer.weight.device
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype, memory_format=format_)
     # Under autocast, layers would be measured in another dtype than the one asked for.
-    with torch.autocast("cpu", enabled=False), torch.set_grad_enabled(train):
+    with torch.autocast(device.type, enabled=False), torch.set_grad_enabled(train):
         y = dense(x).detach()
         moved = (x.numel() + y.numel()) // 2
         source, target = x.new_ones(moved), x.new_ones(moved)
@@ -137,7 +137,7 @@ def _time(
                 target.copy_(source)
 
         calls = [_call(dense, dense.weight, x, y, train), _call(sparse, sparse.values, x, y, train), copies]
-        return _medians(calls)
+        return _medians(calls, stopwatch(device))
 
 
 def _call(layer: nn.Module, weight: Tensor, x: Tensor, grad: Tensor, train: bool) -> Callable[[], object]:
@@ -147,16 +147,13 @@ def _call(layer: nn.Module, weight: Tensor, x: Tensor, grad: Tensor, train: bool
     return lambda: torch.autograd.grad(layer(leaf), (leaf, weight), grad)
 
 
-def _medians(calls: Sequence[Callable[[], object]]) -> list[float]:
+def _medians(calls: Sequence[Callable[[], object]], seconds_of: Stopwatch) -> list[float]:
     """Median seconds of each, in rounds that call all of them: what else the machine does falls on all alike."""
-    clock = fair_clock()
     times: list[list[float]] = [[] for _ in calls]
 
     def play() -> float:
         for call, taken in zip(calls, times, strict=True):
-            start = clock()
-            call()
-            taken.append(clock() - start)
+            taken.append(seconds_of(call))
         return sum(taken[-1] for taken in times)
 
     play()  # the first calls also plan and allocate
@@ -165,10 +162,3 @@ def _medians(calls: Sequence[Callable[[], object]]) -> list[float]:
     for _ in range(rounds - 1):
         play()
     return [median(taken[1:]) for taken in times]
-
-
-def fair_clock() -> Callable[[], float]:
-    """Processor time where one thread does all the work, as the clock on the wall is not fair on a busy machine: a
-    call that lasts longer than a time slice waits for others, a shorter one does not."""
-    fair = torch.get_num_threads() == 1 and get_clock_info("thread_time").resolution < _FINE
-    return thread_time if fair else perf_counter

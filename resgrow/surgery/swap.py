@@ -179,7 +179,8 @@ class _Job:
 
     def _measure(self, layer: Any, mask: Tensor, block: tuple[int, int]) -> Speed:
         given = nominal_input(layer) if self.inputs is None else self.inputs[id(layer)]
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else layer.weight.dtype
+        kind = layer.weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else layer.weight.dtype
         return measure(
             layer,
             given.shape,
@@ -210,7 +211,7 @@ def _distinct(layer: Any, weights: Tensor, blocks: Sequence[tuple[int, int]]) ->
 
 def _weights_held(mask: Tensor, shape: Sequence[int], block: tuple[int, int]) -> int:
     rows, columns = (
-        torch.full((count,), size).clamp_(max=total - size * torch.arange(count))
+        torch.full((count,), size).clamp_(max=total - size * torch.arange(count)).to(mask.device)
         for count, size, total in zip(mask.shape[:2], block, shape[:2], strict=True)
     )
     counts = mask.flatten(2).sum(2) if mask.dim() > 2 else mask.long()

@@ -8,8 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from resgrow._load import has_cuda_kernels
+
 KINDS: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_DTYPES = {
+    "cpu": (torch.float32, torch.float64, torch.bfloat16),
+    "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+}
 _STATE_HOOKS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
@@ -40,8 +45,9 @@ _RULES: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda layer: "forward" in vars(layer), "its forward is replaced"),
     (_has_weight_hooks, "hooks on its weight"),
     (lambda layer: any(getattr(layer, name) for name in _STATE_HOOKS), "state_dict hooks"),
-    (lambda layer: layer.weight.device.type != "cpu", "not on the CPU"),
-    (lambda layer: layer.weight.dtype not in _DTYPES, "not float32, float64 or bfloat16"),
+    (lambda layer: layer.weight.device.type not in _DTYPES, "on a device without kernels"),
+    (lambda layer: layer.weight.is_cuda and not has_cuda_kernels(), "on a GPU, and resgrow is built without CUDA"),
+    (lambda layer: layer.weight.dtype not in _DTYPES[layer.weight.device.type], "a dtype without kernels"),
     (lambda layer: getattr(layer, "padding_mode", "zeros") != "zeros", "padding with other than zeros"),
     (lambda layer: isinstance(getattr(layer, "padding", None), str), "padding by name"),
     (lambda layer: layer.weight.numel() == 0, "an empty weight"),

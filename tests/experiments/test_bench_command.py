@@ -155,6 +155,8 @@ def test_built_in_models(capsys):
         (["resnet8", "--input", "5x8x8"], "the model must take inputs of shape 5x8x8 (got the error"),
         (["resnet8", "--batch", "0"], "--batch must be at least 1"),
         (["resnet8", "--repeats", "0"], "--repeats must be at least 1"),
+        (["resnet8", "--device", "tpu:first"], "--device must be cpu, or cuda"),
+        (["resnet8", "--device", "cuda:99"], "for a GPU that torch sees"),
         (["resnet8", "--method", "obd"], "--method must be one of random, magnitude"),
         (["resnet8", "--seed", "-1"], "--seed must not be negative"),
         (["resnet8", "--threads", "0"], "bench: --threads must be at least 1"),
@@ -240,13 +242,14 @@ def test_memory_is_counted_exactly():
     bench_measure.training_step(layer, torch.randn(3, 16), optimizer)()
     assert bench_measure.held_bytes(layer, optimizer) == 3 * 4 * 128
     x = torch.zeros(1000)
-    assert bench_measure.peak_bytes(lambda: x.sin()) == 4000
-    assert bench_measure.peak_bytes(lambda: x.sin().sin().sin()) == 8000
+    assert bench_measure.peak_bytes(lambda: x.sin(), x.device) == 4000
+    assert bench_measure.peak_bytes(lambda: x.sin().sin().sin(), x.device) == 8000
 
 
 def test_calls_are_interleaved_in_turning_order():
     order: list[str] = []
-    times = bench_measure.interleaved({name: lambda name=name: order.append(name) for name in "ab"}, 2)
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = bench_measure.interleaved(calls, 2, torch.device("cpu"))
     assert "".join(order) == "abbaab"
     assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
     assert bench_measure.median_ratio([4.0, 9.0, 1.0], [2.0, 3.0, 1.0]) == 2

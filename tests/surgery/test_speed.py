@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 import resgrow
 from resgrow._load import _C
+from resgrow._stopwatch import stopwatch
 from resgrow.surgery import Speed, measure, speed
 
+CPU = torch.device("cpu")
 CONV = nn.Conv2d(16, 32, 3, stride=2, padding=1)
 MASK = torch.arange(2 * 16 * 9).view(2, 16, 3, 3) % 4 == 0  # density 1/4
 
@@ -23,7 +25,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
     """Real calls are made, but their times are written down here."""
     seconds: list[list[float]] = []
 
-    def medians(calls: list) -> list[float]:
+    def medians(calls: list, seconds_of: object) -> list[float]:
         for call in calls:
             call()
         seconds.append([8.0 + len(seconds), 1.0, 0.5])
@@ -75,7 +77,7 @@ def test_real_times_are_positive_and_leave_the_layer_alone() -> None:
 
 def test_medians_of_interleaved_rounds() -> None:
     order: list[int] = []
-    times = speed._medians([lambda: order.append(0), lambda: order.append(1)])
+    times = speed._medians([lambda: order.append(0), lambda: order.append(1)], stopwatch(CPU))
     assert len(times) == 2
     assert order[:6] == [0, 1] * 3
     assert len(order) >= 2 * 8
@@ -83,11 +85,11 @@ def test_medians_of_interleaved_rounds() -> None:
 
 def test_waiting_for_other_programs_does_not_count(threads: None) -> None:
     torch.set_num_threads(1)
-    waited, worked = speed._medians([lambda: time.sleep(0.02), lambda: sum(range(10_000))])
+    waited, worked = speed._medians([lambda: time.sleep(0.02), lambda: sum(range(10_000))], stopwatch(CPU))
     assert 0 < waited < 0.01
     assert worked > 0
     torch.set_num_threads(2)  # the work of two threads is not in one's processor time
-    assert speed._medians([lambda: time.sleep(0.02)])[0] >= 0.02
+    assert speed._medians([lambda: time.sleep(0.02)], stopwatch(CPU))[0] >= 0.02
 
 
 def test_known_measurements_are_not_repeated(timed: list[list[float]], cache: Path) -> None:

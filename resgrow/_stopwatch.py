@@ -1,0 +1,47 @@
+"""How long a call takes on the device that does its work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import get_clock_info, perf_counter, thread_time
+
+import torch
+
+Stopwatch = Callable[[Callable[[], object]], float]
+
+_FINE = 1e-6  # seconds
+_IN_A_ROW = 8
+
+
+def stopwatch(device: torch.device) -> Stopwatch:
+    """Seconds of one call with work on ``device``; the clock of :func:`fair_clock` on the CPU, events on CUDA."""
+    if device.type == "cuda":
+        return lambda call: _on_cuda(call, device)
+    clock = fair_clock()
+
+    def time(call: Callable[[], object]) -> float:
+        start = clock()
+        call()
+        return clock() - start
+
+    return time
+
+
+def fair_clock() -> Callable[[], float]:
+    """Processor time where one thread does all the work, as the clock on the wall is not fair on a busy machine: a
+    call that lasts longer than a time slice waits for others, a shorter one does not."""
+    fair = torch.get_num_threads() == 1 and get_clock_info("thread_time").resolution < _FINE
+    return thread_time if fair else perf_counter
+
+
+def _on_cuda(call: Callable[[], object], device: torch.device) -> float:
+    """Mean of a few calls that queue up, as they do in a model: what the host does between their kernels counts only
+    where the device has to wait for it."""
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(_IN_A_ROW):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / _IN_A_ROW
