@@ -1,0 +1,38 @@
+"""Runs the CUDA glue and kernels of the ``resgrow`` operators on the host's tensors, interpreted."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import simt_build
+
+import resgrow  # noqa: F401  (the operators' schemas)
+
+
+@functools.cache
+def library() -> ModuleType:
+    """The interpreter with all kernels, built on first use."""
+    return simt_build.build()
+
+
+@contextmanager
+def installed() -> Iterator[ModuleType]:
+    """Within it, operators on CPU tensors run the CUDA glue and its kernels in the interpreter."""
+    library().install()
+    try:
+        yield library()
+    finally:
+        library().uninstall()
+
+
+@contextmanager
+def on_host() -> Iterator[None]:
+    """Within ``installed()``: the CPU kernels for once, to compare with."""
+    library().uninstall()
+    try:
+        yield
+    finally:
+        library().install()
