@@ -1,8 +1,8 @@
 """Builds the interpreter with every CUDA kernel and its glue into one extension for the host.
 
-Kernels (``csrc/cuda/kernels/*.cu``) are compiled as C++ against ``tests/simt/simt/device.h``, by the compiler with its thread
-sanitizer: its calls at each access of memory go to the interpreter, not to the sanitizer's runtime. Glue
-(``csrc/cuda/*.cpp``) is compiled against the torch in use. ninja compiles what has changed, in ``build/simt``.
+Kernels (``csrc/cuda/kernels/*.cu``) are compiled as C++ against ``tests/simt/simt/device.h``, by the compiler with its
+thread sanitizer: its calls at each access of memory go to the interpreter, not to the sanitizer's runtime. Glue
+(``csrc/cuda/*.cpp``) is compiled against the torch in use. ninja compiles what has changed, in ``build/simt-*``.
 """
 
 from __future__ import annotations
