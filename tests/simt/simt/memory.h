@@ -1,4 +1,4 @@
-// Accesses to memory, checked.
+// Accesses to memory: where they go, and whether they may.
 #pragma once
 
 #include "simt/copies.h"
@@ -7,7 +7,11 @@
 namespace simt {
 
 void begin_launch();
-void access_shared(const void* p, unsigned size, Access, Where);
+void begin_block();
+// One of the current thread's; `alignment` of its address is required.
+void checked_access(const void* p, size_t size, size_t alignment, Access, const void* pc);
+// Of memory that must be the block's shared one.
+void shared_access(const void* p, unsigned size, Access, const void* pc);
 // The two ends of an asynchronous copy.
 void begin(const Copy&);
 void complete(const Copy&);
