@@ -54,6 +54,15 @@ Status launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, S
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
+// Bytes of shared memory that a block may have on the current device.
+inline int most_shared_memory() {
+  int device = 0, bytes = 0;
+  const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                            device) == cudaSuccess;
+  return known ? bytes : 48 * 1024;
+}
+
 // 16-bit floating point is storage: arithmetic is in float. Conversions round to nearest even.
 RESGROW_DEVICE float to_float(float v) {
   return v;

@@ -41,6 +41,11 @@ SIMT_UNSEEN Status launch(void (*kernel)(Params...), dim3 grid, dim3 block, size
                      reinterpret_cast<const void*>(kernel));
 }
 
+// An H200's.
+inline int most_shared_memory() {
+  return 227 * 1024;
+}
+
 template <class V>
 SIMT_UNSEEN __attribute__((noinline)) V load(const void* p, ::simt::Where where = ::simt::here()) {
   ::simt::access(p, sizeof(V), ::simt::Access::read, where);
