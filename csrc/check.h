@@ -24,6 +24,13 @@ inline void check_same_dtype(const char* op, const char* a_name, const at::Tenso
                    " must have one dtype (got ", a.scalar_type(), " and ", b.scalar_type(), ")");
 }
 
+// A kernel is given pointers: those of another device would end the process.
+inline void check_same_device(const char* op, const char* a_name, const at::Tensor& a,
+                              const char* b_name, const at::Tensor& b) {
+  TORCH_CHECK_VALUE(a.device() == b.device(), op, ": ", a_name, " and ", b_name,
+                    " must be on one device (got ", a.device(), " and ", b.device(), ")");
+}
+
 inline void check_same_sizes(const char* op, const char* a_name, const at::Tensor& a,
                              const char* b_name, const at::Tensor& b) {
   TORCH_CHECK_VALUE(a.sizes() == b.sizes(), op, ": ", a_name, " and ", b_name,
