@@ -22,17 +22,20 @@ using at::Tensor;
 const BlockSparsePath* const kPaths[] = {&block_sparse_scalar};
 
 // Kernels count pixels, weights and blocks in 32 bits, and elements in 64.
-void check_countable(const char* op, const BlockSparseShape& s) {
+void check_countable(const char* op, const BlockSparseShape& s, const Tensor& index) {
   constexpr int64_t most = std::numeric_limits<int>::max();
   for (const int64_t pixels :
        {s.samples * s.height * s.width, s.samples * s.out_height * s.out_width})
     TORCH_CHECK_VALUE(pixels <= most, op,
                       ": x and the output must have less than 2^31 pixels (got ", pixels,
                       "); split the batch");
-  const int64_t weights = s.rows * s.block_out * s.cols * s.block_in * s.kernel[0] * s.kernel[1];
+  const int64_t blocks = s.rows * s.cols * s.kernel[0] * s.kernel[1];
+  const int64_t weights = blocks * s.block_out * s.block_in;
   TORCH_CHECK_VALUE(weights <= most, op,
                     ": the dense weight must have less than 2^31 elements (got ", weights,
                     "); split the layer");
+  TORCH_CHECK_VALUE(index.size(1) <= blocks, op, ": index must be that of a mask of ", blocks,
+                    " blocks (got ", index.size(1), "); make it with resgrow.ops.block_index");
 }
 
 Tensor channels_last(const Tensor& t) {
@@ -86,7 +89,7 @@ Tensor product(const char* op, const Tensor& x, const Tensor& values, const Tens
                                                       values.size(1), settings);
   check_block_sparse_index(op, "x", x, index);
   check_block_sparse_extras(op, x, extras, s);
-  check_countable(op, s);
+  check_countable(op, s, index);
   const Tensor y = output_like(x, {s.samples, s.outputs, s.out_height, s.out_width});
   if (y.numel() == 0) return finished(y, x);
   const Tensor dense = channels_last(x), weights = values.contiguous();
@@ -139,7 +142,7 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& values, const Tensor&
                                            {kernel_size, stride, padding, dilation, groups});
   check_block_sparse_grad(op, grad, s);
   check_block_sparse_index(op, "grad", grad, index);
-  check_countable(op, s);
+  check_countable(op, s, index);
   const Tensor result = output_like(grad, x_size);
   if (result.numel() == 0) return finished(result, grad);
   const Tensor dense = channels_last(grad), weights = values.contiguous();
@@ -165,7 +168,7 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& ind
                                            {kernel_size, stride, padding, dilation, groups});
   check_block_sparse_grad(op, grad, s);
   check_block_sparse_index(op, "x", x, index);
-  check_countable(op, s);
+  check_countable(op, s, index);
   const std::array<int64_t, 3> sizes = {index.size(1), s.block_in, s.block_out};
   if (x.numel() == 0 || sizes[0] == 0) return at::zeros(sizes, x.options());
   const Tensor result = at::empty(sizes, x.options());
