@@ -26,12 +26,13 @@ CUDA = ROOT / "csrc" / "cuda"
 NOT_GLUE = {"module.cpp"}
 
 # -O1 and -g1: compiled in seconds, and a finding names its line. Without the splitting of aggregates a vector's access
-# stays one access.
+# stays one access. Nothing is shared with another library of this kind in the process (mutated kernels).
+COMMON_FLAGS = "-g1 -Wall -Wno-unknown-pragmas -DRESGROW_SIMT -fvisibility=hidden -fno-gnu-unique"
 KERNEL_FLAGS = (
-    "-x c++ -std=c++17 -O1 -g1 -fno-tree-sra -DRESGROW_SIMT -fsanitize=thread "
-    "--param=tsan-instrument-func-entry-exit=0 -Wall -Wno-unknown-pragmas -Wno-psabi"
+    f"-x c++ -std=c++17 -O1 -fno-tree-sra {COMMON_FLAGS} -Wno-psabi "
+    "-fsanitize=thread,alignment,bounds,shift,integer-divide-by-zero --param=tsan-instrument-func-entry-exit=0"
 )
-MACHINE_FLAGS = "-std=c++17 -O2 -g1 -Wall"
+MACHINE_FLAGS = f"-std=c++17 -O2 {COMMON_FLAGS}"
 
 
 class NoCompilerError(RuntimeError):
@@ -56,7 +57,7 @@ def torch_flags() -> str:
     includes = [*cpp_extension.include_paths(), pybind11.get_include(), sysconfig.get_paths()["include"]]
     return " ".join(
         [
-            f"-std={max(standards)} -O1 -g1 -Wall -Wno-unknown-pragmas -DRESGROW_SIMT -fvisibility=hidden",
+            f"-std={max(standards)} -O1 {COMMON_FLAGS}",
             f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
             *(f"-isystem {path}" for path in includes),
         ]

@@ -8,8 +8,8 @@ namespace simt {
 
 // Only one thread runs at a time: what makes an access atomic is that it is reported as such.
 template <class T, class Update>
-SIMT_UNSEEN __attribute__((noinline)) T atomically(T* p, T v, Update update, Where where) {
-  access(p, sizeof(T), Access::atomic, where);
+SIMT_UNSEEN __attribute__((noinline)) T atomically(T* p, T v, Update update) {
+  access(p, sizeof(T), Access::atomic, __builtin_return_address(0));
   const T old = *p;
   *p = update(old, v);
   return old;
@@ -43,9 +43,9 @@ struct Or {
 
 }  // namespace simt
 
-#define SIMT_ATOMIC(name, Update, T)                                \
-  SIMT_INLINE T name(T* p, T v, simt::Where where = simt::here()) { \
-    return simt::atomically(p, v, simt::Update{}, where);           \
+#define SIMT_ATOMIC(name, Update, T)               \
+  SIMT_INLINE T name(T* p, T v) {                  \
+    return simt::atomically(p, v, simt::Update{}); \
   }
 #define SIMT_ATOMICS(T)                                                                        \
   SIMT_ATOMIC(atomicAdd, Add, T)                                                               \
@@ -54,7 +54,7 @@ struct Or {
   SIMT_ATOMIC(atomicOr, Or, T)                                                                 \
   SIMT_UNSEEN inline __attribute__((noinline)) T atomicCAS(T* p, T expected, T desired,        \
                                                            simt::Where where = simt::here()) { \
-    simt::access(p, sizeof(T), simt::Access::atomic, where);                                   \
+    simt::access(p, sizeof(T), simt::Access::atomic, __builtin_return_address(0));             \
     const T old = *p;                                                                          \
     if (old == expected) *p = desired;                                                         \
     return old;                                                                                \

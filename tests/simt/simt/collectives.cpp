@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "simt/conversions.h"
+#include "simt/findings.h"
 #include "simt/machine.h"
 #include "simt/memory.h"
 
@@ -163,7 +164,7 @@ template <int matrices>
 Words4 load_matrices(const void* row, bool transposed, Where where) {
   Operands mine{};
   if (lane() < 8 * matrices) {
-    access_shared(row, 16, Access::read, where);
+    shared_access(row, 16, Access::read, __builtin_return_address(0));
     std::memcpy(mine.word, row, 16);
   }
   const Meeting& meeting = warp_meeting("load_matrices", true, where, mine, nothing);

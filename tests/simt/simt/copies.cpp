@@ -25,8 +25,8 @@ void Copies::clear() {
   groups_.clear();
 }
 
-void copy_async(void* shared, const void* global, unsigned bytes, bool valid, Where where) {
-  const Copy copy{shared, valid ? global : nullptr, bytes, where};
+void copy_async(void* shared, const void* global, unsigned bytes, bool valid) {
+  const Copy copy{shared, valid ? global : nullptr, bytes, __builtin_return_address(0)};
   begin(copy);
   machine.current->copies.add(copy);
 }

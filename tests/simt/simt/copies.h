@@ -12,7 +12,7 @@ struct Copy {
   void* shared;
   const void* global;  // null: zeros
   unsigned bytes;
-  Where where;
+  const void* pc;  // of copy_async
 };
 
 class Copies {

@@ -47,25 +47,23 @@ inline int most_shared_memory() {
 }
 
 template <class V>
-SIMT_UNSEEN __attribute__((noinline)) V load(const void* p, ::simt::Where where = ::simt::here()) {
-  ::simt::access(p, sizeof(V), ::simt::Access::read, where);
+SIMT_UNSEEN __attribute__((noinline)) V load(const void* p) {
+  ::simt::access(p, sizeof(V), ::simt::Access::read, __builtin_return_address(0));
   return *static_cast<const V*>(p);
 }
 template <class V>
-SIMT_UNSEEN __attribute__((noinline)) void store(void* p, V v,
-                                                 ::simt::Where where = ::simt::here()) {
-  ::simt::access(p, sizeof(V), ::simt::Access::write, where);
+SIMT_UNSEEN __attribute__((noinline)) void store(void* p, V v) {
+  ::simt::access(p, sizeof(V), ::simt::Access::write, __builtin_return_address(0));
   *static_cast<V*>(p) = v;
 }
-RESGROW_DEVICE uint4 load_once(const void* p, ::simt::Where where = ::simt::here()) {
-  return load<uint4>(p, where);
+RESGROW_DEVICE uint4 load_once(const void* p) {
+  return load<uint4>(p);
 }
 
 template <int bytes>
-RESGROW_DEVICE void copy_async(void* shared, const void* global, bool valid = true,
-                               ::simt::Where where = ::simt::here()) {
+RESGROW_DEVICE void copy_async(void* shared, const void* global, bool valid = true) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16, "sizes that cp.async has");
-  ::simt::copy_async(shared, global, bytes, valid, where);
+  ::simt::copy_async(shared, global, bytes, valid);
 }
 RESGROW_DEVICE void copy_async_commit() {
   ::simt::copy_async_commit();

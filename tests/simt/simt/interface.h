@@ -50,14 +50,14 @@ uint64_t shuffle(unsigned mask, uint64_t value, unsigned source, Where);
 unsigned ballot(unsigned mask, bool, Where);
 enum class Float { bfloat16, float16, tf32 };
 Floats4 multiply_add(Floats4 d, Words4 a, Words2 b, Float, Where);
-template <int matrices>
+template <int matrices>  // 2 or 4
 Words4 load_matrices(const void* row, bool transposed, Where);
 
 // Accesses that are more than one of the language's.
 enum class Access { read, write, atomic };
-void access(const void* p, unsigned size, Access, Where);
+void access(const void* p, unsigned size, Access, const void* pc);
 void fence();
-void copy_async(void* shared, const void* global, unsigned bytes, bool valid, Where);
+void copy_async(void* shared, const void* global, unsigned bytes, bool valid);
 void copy_async_commit();
 void copy_async_wait(unsigned pending);
 

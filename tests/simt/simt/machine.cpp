@@ -6,7 +6,9 @@
 #include <cstdlib>
 #include <mutex>
 #include <numeric>
+#include <utility>
 
+#include "simt/findings.h"
 #include "simt/memory.h"
 
 namespace simt {
@@ -52,8 +54,9 @@ void start_fibers() {
   Machine& m = machine;
   if (!m.stacks) m.stacks.reset(new char[kMaxThreads * kStack]);
   for (; m.started_stacks < m.count; ++m.started_stacks) {
-    m.threads[m.started_stacks].fiber.start(&m.stacks[m.started_stacks * kStack], kStack,
-                                            thread_main);
+    char* const stack = &m.stacks[m.started_stacks * kStack];
+    m.threads[m.started_stacks].stack = stack;
+    m.threads[m.started_stacks].fiber.start(stack, kStack, thread_main);
   }
 }
 
@@ -62,6 +65,7 @@ void run_block(unsigned number) {
   m.block_number = number;
   m.block_index = {number % m.grid.x, number / m.grid.x % m.grid.y, number / m.grid.x / m.grid.y};
   m.started = ++m.now;
+  begin_block();
   m.finished = 0;
   m.barrier = {};
   m.warps.assign((m.count + kWarp - 1) / kWarp, {});
@@ -95,6 +99,12 @@ unsigned Machine::draw(unsigned below) {
   return static_cast<unsigned>((random >> 32) * below >> 32);
 }
 
+void Machine::stop() {
+  Fiber& from = std::exchange(current, nullptr)->fiber;
+  Fiber::transfer(from, scheduler);
+  std::abort();  // nobody resumes it
+}
+
 int run(dim3 grid, dim3 block, size_t shared, void (*call)(const void*), const void* body,
         const void* kernel) {
   const std::lock_guard<std::mutex> guard(one_launch_at_a_time);
@@ -121,7 +131,7 @@ int run(dim3 grid, dim3 block, size_t shared, void (*call)(const void*), const v
   m.body = body;
   m.threads.resize(kMaxThreads);
   m.ready.reserve(kMaxThreads);
-  if (!m.shared) m.shared = static_cast<unsigned char*>(std::aligned_alloc(1024, 1 << 18));
+  if (!m.shared) m.shared = static_cast<unsigned char*>(std::aligned_alloc(1024, kSharedSpace));
   start_fibers();
   begin_launch();
   m.launched = ++m.now;
@@ -132,6 +142,7 @@ int run(dim3 grid, dim3 block, size_t shared, void (*call)(const void*), const v
   for (const unsigned number : order) {
     run_block(number);
     if (!m.failure.empty()) {
+      m.failure += "\n  in " + kernel_name();
       m.started_stacks = 0;  // those fibers are in the middle of something: never resumed
       return kLaunchFailure;
     }
@@ -141,15 +152,6 @@ int run(dim3 grid, dim3 block, size_t shared, void (*call)(const void*), const v
 
 void suspend() {
   transfer_to_next(machine.current->fiber);
-}
-
-void fail(std::string message, Where where) {
-  Machine& m = machine;
-  m.failure = std::move(message);
-  if (where.file) m.failure += " at " + describe(where);
-  m.failure += "; block " + describe(m.block_index) + ", " + describe(*m.current);
-  Fiber::transfer(m.current->fiber, m.scheduler);
-  std::abort();  // nobody resumes it
 }
 
 uint3 thread_index() {

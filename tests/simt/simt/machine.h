@@ -17,6 +17,7 @@ constexpr unsigned kWarp = 32;
 constexpr unsigned kMaxThreads = 1024;
 constexpr unsigned kMaxBlocks = 1u << 18;   // numbers that shadow memory has bits for
 constexpr size_t kMaxShared = 227 * 1024;   // of a block, on sm_90
+constexpr size_t kSharedSpace = 1 << 18;    // around it
 constexpr size_t kStack = 64 * 1024;        // of a thread
 constexpr unsigned short kPoison = 0xffa5;  // no number in any type of floating point
 
@@ -28,6 +29,7 @@ struct Wait {
 
 struct Thread {
   Fiber fiber;
+  const char* stack;
   uint3 index;
   unsigned number;  // in its block
   bool done;
@@ -89,22 +91,16 @@ struct Machine {
   std::string failure;
 
   unsigned draw(unsigned below);
+  [[noreturn]] void stop();  // the launch, from within a thread
   Warp& warp() { return warps[current->number / kWarp]; }
 };
 extern Machine machine;
 
-// Ends the launch with a finding about the current thread; `message` is complete but for its place.
-[[noreturn]] void fail(std::string message, Where);
 // Lets others run until this thread is made ready again.
 void suspend();
 inline void make_ready(Thread& t) {
   t.wait.what = nullptr;
   machine.ready.push_back(&t);
 }
-
-std::string describe(const Thread&);  // "thread (3,0,0)"
-std::string describe(uint3);
-std::string describe(Where);
-std::string describe_deadlock();
 
 }  // namespace simt

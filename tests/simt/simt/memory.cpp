@@ -36,8 +36,8 @@ std::string describe(const Memory& memory, const void* p, size_t byte) {
   return allocations.describe(reinterpret_cast<uintptr_t>(p) + byte);
 }
 
-[[noreturn]] void fail_conflict(const Memory& memory, const void* p, size_t size, size_t byte, Access access,
-                                Conflict conflict, const void* pc) {
+[[noreturn]] void fail_conflict(const Memory& memory, const void* p, size_t size, size_t byte,
+                                Access access, Conflict conflict, const void* pc) {
   const Cell& cell = memory.cells[memory.offset + byte];
   const std::string here =
       std::string(verb(access)) + " " + bytes(size) + ", " + describe(memory, p, byte);
@@ -49,7 +49,9 @@ std::string describe(const Memory& memory, const void* p, size_t byte) {
   const Mark& other = conflict == Conflict::write ? cell.write : cell.read;
   const bool elsewhere = other.block != machine.block_number;
   fail_at("race: " + here + ", which " + simt::describe(other) +
-              (conflict == Conflict::read ? " read" : other.atomic ? " updated atomically" : " wrote") +
+              (conflict == Conflict::read ? " read"
+               : other.atomic             ? " updated atomically"
+                                          : " wrote") +
               " at " + place(other.pc) +
               (elsewhere ? "; blocks of one launch are not ordered"
                          : "; no barrier is between the two"),
@@ -73,21 +75,22 @@ bool written(const Memory& memory, size_t byte) {
 
 void check_written(const Memory& memory, const void* p, size_t size, const void* pc) {
   for (size_t i = 0; i < size; ++i) {
-    if (written(memory, i) || (!memory.shared && !poisoned(p, size))) continue;
+    if (written(memory, i)) continue;
+    if (!memory.shared && !poisoned(p, size)) return;
     fail_at("reads " + bytes(size) + " that nobody wrote, " + describe(memory, p, i), pc);
   }
 }
 
 void note_all(const Memory& memory, const void* p, size_t size, Access access, const void* pc) {
-  const Mark me = mark_now(access, pc);
-  for (size_t i = 0; i < size; ++i) {
-    const Conflict conflict = note(memory.cells[memory.offset + i], me, access);
-    if (conflict != Conflict::none) fail_conflict(memory, p, size, i, access, conflict, pc);
-  }
+  size_t byte;
+  const Conflict conflict = note(memory.cells + memory.offset, size, access, pc,
+                                 memory.shared ? machine.started : machine.launched, &byte);
+  if (conflict != Conflict::none) fail_conflict(memory, p, size, byte, access, conflict, pc);
 }
 
 bool in_shared(const void* p) {
-  return reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(machine.shared) < kSharedSpace;
+  return reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(machine.shared) <
+         kSharedSpace;
 }
 
 Memory shared_at(const void* p, size_t size, Access access, const void* pc) {
@@ -132,16 +135,14 @@ bool is_private(const void* p, Access access, const void* pc) {
   return false;
 }
 
-void check_aligned(const void* p, size_t size, size_t alignment, Access access, const void* pc) {
-  if (reinterpret_cast<uintptr_t>(p) % alignment == 0) return;
-  const std::string what = in_shared(p) ? "byte " + std::to_string(static_cast<const unsigned char*>(p) - machine.shared) + " of shared memory"
-                                        : allocations.describe(reinterpret_cast<uintptr_t>(p));
-  fail_at(std::string("misaligned: ") + verb(access) + " " + bytes(size) + " at an address that is no multiple of " +
-              std::to_string(alignment) + ", " + what,
-          pc);
-}
-
 }  // namespace
+
+std::string misaligned(const void* p, size_t alignment) {
+  const auto* byte = static_cast<const unsigned char*>(p);
+  return "at an address that is not a multiple of " + std::to_string(alignment) + ": " +
+         (in_shared(p) ? "byte " + std::to_string(byte - machine.shared) + " of shared memory"
+                       : allocations.describe(reinterpret_cast<uintptr_t>(p)));
+}
 
 void begin_launch() {
   releases.begin_launch();
@@ -153,7 +154,9 @@ void begin_block() {
 
 void checked_access(const void* p, size_t size, size_t alignment, Access access, const void* pc) {
   if (!in_shared(p) && is_private(p, access, pc)) return;
-  check_aligned(p, size, alignment, access, pc);
+  if (reinterpret_cast<uintptr_t>(p) % alignment != 0) {
+    fail_at(std::string(verb(access)) + " " + misaligned(p, alignment), pc);
+  }
   const Memory memory =
       in_shared(p) ? shared_at(p, size, access, pc) : global_at(p, size, access, pc);
   if (access != Access::write) check_written(memory, p, size, pc);
@@ -184,7 +187,8 @@ void begin(const Copy& copy) {
   const size_t offset = static_cast<unsigned char*>(copy.shared) - machine.shared;
   for (unsigned i = 0; i < copy.bytes; ++i) {
     shared_cells[offset + i].write.pending = 1;
-    reinterpret_cast<unsigned char*>(copy.shared)[i] = static_cast<unsigned char>(kPoison >> i % 2 * 8);
+    reinterpret_cast<unsigned char*>(copy.shared)[i] =
+        static_cast<unsigned char>(kPoison >> i % 2 * 8);
   }
 }
 

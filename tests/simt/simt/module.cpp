@@ -7,6 +7,7 @@
 #include <string>
 
 #include "simt/glue.h"
+#include "simt/guarded_allocator.h"
 #include "simt/machine.h"
 #include "simt/registry.h"
 
@@ -44,10 +45,13 @@ void install() {
   Silent silent;
   const c10::WarningUtils::WarningHandlerGuard guard(&silent);
   for (const Registration f : registrations()) f(*library);
+  install_allocator();
   installed = std::move(library);
 }
 
 void uninstall() {
+  if (!installed) return;
+  uninstall_allocator();
   installed.reset();
 }
 

@@ -1,0 +1,31 @@
+// What was found, in words: threads, places in the source, deadlocks.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "simt/interface.h"
+
+namespace simt {
+
+struct Thread;
+struct Mark;
+
+// Ends the launch with a finding about the current thread, or throws where none runs.
+[[noreturn]] void fail(std::string message, Where = {});
+[[noreturn]] void fail_at(std::string message, const void* pc);
+
+std::string describe(uint3);
+std::string describe(const Thread&);
+std::string describe(Where);
+std::string describe(const Mark&);
+std::string describe_deadlock();
+
+// Places as offsets of addresses in this library, and back: file and line, from its debug
+// information.
+uint32_t offset_in_library(const void* pc);
+std::string place(uint32_t offset);
+// The name of the kernel that runs.
+std::string kernel_name();
+
+}  // namespace simt
