@@ -3,6 +3,7 @@
 #   VENV=DIR     the virtual environment to use or create (default .venv)
 #   PYTHON=EXE   the Python that creates it (default python3)
 #   TORCH=REQ    what to install where torch is missing, e.g. TORCH="torch==2.13.0" (default torch)
+#   CUDA=1          with CUDA kernels, or an error that says what is missing; `make demo CUDA=1` runs on the GPU
 #   DEMO_ARGS="..." PYTEST_ARGS="..."   passed on to `resgrow fit` and pytest
 
 VENV ?= .venv
@@ -11,17 +12,26 @@ TORCH ?= torch
 override PY := $(abspath $(VENV))/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-NATIVE := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
+NATIVE := setup.py setup_cuda.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
+CXX_FILES = $$(git ls-files '*.cpp' '*.h' '*.inc' '*.cu' '*.cuh')
+
+# A build that was asked to have CUDA kernels serves where that is not asked, too.
+ifeq ($(CUDA),1)
+BUILT := $(VENV)/.built-cuda
+DEVICE := --device cuda
+else
+BUILT := $(VENV)/.built
+endif
 
 .PHONY: demo test bench lint format clean
 
-demo: $(VENV)/.built
-	$(PY) -m resgrow fit --data digits --model resnet8 --budget params=0.1 $(DEMO_ARGS)
+demo: $(BUILT)
+	$(PY) -m resgrow fit --data digits --model resnet8 --budget params=0.1 $(DEVICE) $(DEMO_ARGS)
 
-test: $(VENV)/.built $(VENV)/.test
+test: $(BUILT) $(VENV)/.test
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-bench: $(VENV)/.built $(VENV)/.test
+bench: $(BUILT) $(VENV)/.test
 	$(PY) -m pytest benchmarks --override-ini "python_files=bench_*.py" --benchmark-columns=median,iqr,rounds \
 		--benchmark-group-by=group --benchmark-disable-gc -p no:cacheprovider -q -s
 
@@ -29,12 +39,12 @@ lint: $(VENV)/.lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(dir $(PY))clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc')
+	$(dir $(PY))clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(VENV)/.lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(dir $(PY))clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc')
+	$(dir $(PY))clang-format -i $(CXX_FILES)
 
 clean:
 	rm -rf build dist *.egg-info resgrow/*.so
@@ -47,16 +57,16 @@ $(VENV)/.created:
 
 # Build tools and torch come first: the extension is compiled against the torch it will run with,
 # which an isolated build would not see.
-$(VENV)/.built: $(VENV)/.created $(NATIVE)
+$(VENV)/.built $(VENV)/.built-cuda: $(VENV)/.created $(NATIVE)
 	$(PIP) --upgrade pip "setuptools>=77" wheel "ninja>=1.11" "pybind11>=2.13"
 	$(PY) -c 'import torch' 2>/dev/null || $(PIP) "$(TORCH)"
-	$(PIP) --no-build-isolation --editable .
-	touch $@
+	$(if $(findstring cuda,$(@F)),RESGROW_CUDA=1) $(PIP) --no-build-isolation --editable .
+	touch $@ $(VENV)/.built
 
 # The packages of an extra alone: `pip install ".[test]"` would compile the extension once more.
 extra = $$($(PY) -c 'from importlib.metadata import requires; \
 	print(*(r.partition(";")[0].replace(" ", "") for r in requires("resgrow") if "$(1)" in r.partition(";")[2]))')
 
-$(VENV)/.test $(VENV)/.lint $(VENV)/.models: $(VENV)/.%: $(VENV)/.built
+$(VENV)/.test $(VENV)/.lint $(VENV)/.models: $(VENV)/.%: $(BUILT)
 	$(PIP) $(call extra,$*)
 	touch $@

@@ -1,5 +1,5 @@
-// The most multiply-adds of float32 that one thread does. Compiled by _peak.py with VECTOR_BYTES and
-// the flags of an instruction set.
+// The most multiply-adds of float32 that one thread does. Compiled by _peak.py with VECTOR_BYTES
+// and the flags of an instruction set.
 typedef float V __attribute__((vector_size(VECTOR_BYTES)));
 
 namespace {

@@ -1,9 +1,11 @@
-"""Loads the native library, or says in one error why it cannot be."""
+"""Loads the native libraries, or says in one error why one cannot be."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
+from typing import NoReturn
 
 import torch
 
@@ -19,9 +21,31 @@ def _load(name: str) -> ModuleType:
         ) from error
 
 
+def _refuse_cuda() -> torch.library.Library:
+    """Gives every operator an answer to CUDA tensors that names the remedy; the dispatcher's would list its keys.
+
+    It holds as long as the result is kept.
+    """
+
+    def refuse(*arguments: object, **options: object) -> NoReturn:
+        raise NotImplementedError(
+            "resgrow: this build has no CUDA kernels (got a tensor on a GPU); move model and data to the CPU, or set "
+            "CUDA_HOME to a CUDA toolkit and build again with `RESGROW_CUDA=1 pip install --no-build-isolation .` in "
+            "the source folder"
+        )
+
+    library = torch.library.Library("resgrow", "IMPL", "CUDA")
+    for name in torch._C._dispatch_get_all_op_names():
+        if name.startswith("resgrow::"):
+            library.impl(name, refuse)
+    return library
+
+
 _C = _load("_C")
+_C_cuda = _load("_C_cuda") if importlib.util.find_spec("resgrow._C_cuda") else None
+_without_cuda = None if _C_cuda else _refuse_cuda()
 
 
 def has_cuda_kernels() -> bool:
     """Whether this build of resgrow has kernels for tensors on GPUs."""
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("resgrow::block_sparse_conv2d", "CUDA"))
+    return _C_cuda is not None

@@ -81,6 +81,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         data_dir=arguments.data_dir,
         download=arguments.download,
+        device=arguments.device,
     )
     _set_threads("fit", arguments.threads)
     out = Path(arguments.out) if arguments.out else default_folder(config.data, config.model)
@@ -153,7 +154,7 @@ def _set_threads(command: str, threads: int | None) -> None:
 def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "info",
-        help="versions, instruction sets, CUDA architectures, threads",
+        help="versions, instruction sets, CUDA kernels and devices, threads",
         description="Prints what this installation consists of.",
         epilog=INFO_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -189,6 +190,7 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--lr", type=float, metavar="X", help="first learning rate; falls to 0 by a cosine (default: by optimizer)")
     add("--seed", type=int, default=0, help="of weights and batch order (default: 0)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
     add("--out", metavar="DIR", help="run folder (default: runs/<data>-<model>-<time>)")
     parser.set_defaults(run=_fit)
 

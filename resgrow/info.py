@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from resgrow._load import _C
+from resgrow._load import _C, _C_cuda
 
 
 def processor() -> str:
@@ -21,6 +21,11 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def device_name(device: str) -> str:
+    """What a result was measured on: the GPU's name, or "cpu"."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu"
 
 
 def versions() -> dict[str, str]:
@@ -36,14 +41,26 @@ def versions() -> dict[str, str]:
     }
 
 
-def cuda_architectures(build: dict[str, object]) -> str:
-    """Compiled CUDA architectures, or why there are none."""
-    architectures = build.get("cuda_architectures")
-    if isinstance(architectures, (list, tuple)) and architectures:
-        return ", ".join(str(name) for name in architectures)
+def cuda_kernels() -> str:
+    """The toolkit that built the CUDA kernels and their architectures, or why there are none."""
+    if _C_cuda is not None:
+        build = _C_cuda.build_info()
+        return f"{', '.join(build['architectures'])}; by CUDA {build['toolkit']}"
     if torch.version.cuda is None:
         return "none: this torch is built without CUDA"
-    return "none: this build of resgrow holds CPU kernels only"
+    return "none: built without; set CUDA_HOME and build again with RESGROW_CUDA=1"
+
+
+def cuda_devices() -> str:
+    """The visible devices with name and compute capability, or why there are none."""
+    if torch.version.cuda is None:
+        return "none: this torch is built without CUDA"
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:
+        return f"none: {str(error).partition('. ')[0]}"
+    devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return ", ".join(f"cuda:{i} {d.name} ({d.major}.{d.minor})" for i, d in enumerate(devices))
 
 
 def report() -> dict[str, str]:
@@ -54,7 +71,8 @@ def report() -> dict[str, str]:
         f"{_C.cpu_isa()} in use; compiled: {', '.join(build['compiled_isas'])}; "
         f"usable here: {', '.join(build['usable_isas'])}"
     )
-    rows["CUDA architectures"] = cuda_architectures(build)
+    rows["CUDA kernels"] = cuda_kernels()
+    rows["CUDA devices"] = cuda_devices()
     openmp = "with" if build["openmp"] else "without"
     rows["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} processors, {openmp} OpenMP"
     return rows

@@ -3,6 +3,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,20 +20,49 @@ def test_info_tells_what_a_bug_report_needs(capsys):
     assert rows["torch"] == torch.__version__
     assert "in use; compiled: base" in rows["instruction set"]
     assert rows["threads"].startswith(f"{torch.get_num_threads()} of ")
-    assert {"resgrow", "compiler", "CUDA architectures"} <= rows.keys()
+    assert {"resgrow", "compiler", "CUDA kernels", "CUDA devices"} <= rows.keys()
+
+
+class Library:
+    """What resgrow.info asks of resgrow._C_cuda."""
+
+    @staticmethod
+    def build_info():
+        return {"toolkit": "13.0", "architectures": ["sm_80", "compute_90"]}
 
 
 @pytest.mark.parametrize(
-    ("version", "build", "text"),
+    ("version", "library", "text"),
     [
-        (None, {}, "none: this torch is built without CUDA"),
-        ("13.0", {}, "none: this build of resgrow holds CPU kernels only"),
-        ("13.0", {"cuda_architectures": ["sm_80", "sm_90"]}, "sm_80, sm_90"),
+        (None, None, "none: this torch is built without CUDA"),
+        ("13.0", None, "none: built without; set CUDA_HOME and build again with RESGROW_CUDA=1"),
+        ("13.0", Library, "sm_80, compute_90; by CUDA 13.0"),
     ],
 )
-def test_info_says_why_there_is_no_cuda(monkeypatch, version, build, text):
+def test_info_tells_of_cuda_kernels_or_why_there_are_none(monkeypatch, version, library, text):
     monkeypatch.setattr(torch.version, "cuda", version)
-    assert resgrow.info.cuda_architectures(build) == text
+    monkeypatch.setattr(resgrow.info, "_C_cuda", library)
+    assert resgrow.info.cuda_kernels() == text
+
+
+def test_info_names_devices(monkeypatch):
+    devices = [SimpleNamespace(name="NVIDIA H200", major=9, minor=0), SimpleNamespace(name="A", major=8, minor=0)]
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", devices.__getitem__)
+    assert resgrow.info.cuda_devices() == "cuda:0 NVIDIA H200 (9.0), cuda:1 A (8.0)"
+
+
+def test_info_says_why_there_is_no_device(monkeypatch):
+    def no_driver():
+        raise RuntimeError("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU")
+
+    monkeypatch.setattr(torch.cuda, "init", no_driver)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert resgrow.info.cuda_devices() == "none: this torch is built without CUDA"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert resgrow.info.cuda_devices() == "none: Found no NVIDIA driver on your system"
 
 
 @pytest.mark.parametrize("command", ["info", "fit", "saliency", "bench"])

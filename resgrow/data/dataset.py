@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,11 @@ class Dataset:
         """(C, H, W) of one image."""
         channels, height, width = self.train_x.shape[1:]
         return channels, height, width
+
+    def to(self, device: str | torch.device) -> Dataset:
+        """The same with its tensors on ``device``."""
+        tensors = {name: getattr(self, name).to(device) for name in ("train_x", "train_y", "test_x", "test_y")}
+        return replace(self, **tensors)
 
 
 def _channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from resgrow._modes import eval_mode
 from resgrow.experiments.bench_models import find
 from resgrow.experiments.bench_points import Block, Point, break_even, measure_point, pruned
 from resgrow.experiments.bench_tables import layer_table, memory_table, total_table
+from resgrow.experiments.device import require_device
 from resgrow.experiments.models import as_network
 from resgrow.info import versions
 from resgrow.report.rows import percent
@@ -70,23 +71,10 @@ def make_config(
             raise InputError(f"bench: --{name} must be at least 1 (got {getattr(config, name)}); leave it out")
     if config.method not in METHODS:
         raise InputError(f"bench: --method must be one of {', '.join(METHODS)} (got {config.method!r}); choose one")
-    _check_device(config.device)
+    require_device("bench", config.device)
     if config.seed < 0:
         raise InputError(f"bench: --seed must not be negative (got {config.seed}); use 0 or more")
     return config
-
-
-def _check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-        known = device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
-    except RuntimeError:
-        known = False
-    if not known:
-        raise InputError(
-            f"bench: --device must be cpu, or cuda or cuda:N for a GPU that torch sees (got {name!r}, and torch sees "
-            f"{torch.cuda.device_count()} of them); choose another, or see `resgrow info`"
-        )
 
 
 def _block(text: str) -> tuple[int, int]:

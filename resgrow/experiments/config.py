@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from resgrow._errors import InputError
+from resgrow.experiments.device import require_device
 
 # Shares of all training steps: the controller rests until START_SHARE, since an untrained network does not
 # know yet what it needs, and should be within the budget by DEADLINE_SHARE; the rest, with the learning
@@ -79,6 +80,7 @@ class FitConfig:
     seed: int
     data_dir: str | None
     download: bool
+    device: str
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -117,6 +119,7 @@ def _check(config: FitConfig) -> None:
     _require("--lr must be positive", 0 < config.lr < math.inf, config.lr, "leave it out for the default")
     _require("--width must be positive", 0 < config.width < math.inf, config.width, "1.0 is the standard width")
     _require("--seed must not be negative", config.seed >= 0, config.seed, "use 0 or more")
+    require_device("fit", config.device)
 
 
 def _learning_rate(recipe: Recipe, optimizer: str) -> float:
@@ -139,6 +142,7 @@ def make_config(
     seed: int = 0,
     data_dir: str | None = None,
     download: bool = False,
+    device: str = "cpu",
 ) -> FitConfig:
     """Fills in the recipe where an argument is None. Raises InputError for values that cannot work."""
     model = model or DEFAULT_MODELS.get(data, DEFAULT_MODEL)
@@ -164,6 +168,7 @@ def make_config(
         seed=seed,
         data_dir=data_dir,
         download=download,
+        device=device,
     )
     _check(config)
     return config

@@ -25,7 +25,7 @@ from resgrow.experiments.models import as_network, build_model
 from resgrow.experiments.run_folder import CONFIG, HISTORY, REPORT, SUMMARY, RunFolder, read_history
 from resgrow.experiments.summary import NetworkResult, layer_table, move_counts, sizes
 from resgrow.experiments.training import Batch, Training, make_optimizer, total_steps
-from resgrow.info import versions
+from resgrow.info import device_name, versions
 from resgrow.report import render, result_rows
 from resgrow.report.rows import duration
 from resgrow.surgery import compact, storage
@@ -114,12 +114,14 @@ def _train_sized(twins: Twins, folder: RunFolder, display: Display) -> None:
 
 def _shrink(twins: Twins, data: Dataset, folder: RunFolder, held: Interrupts) -> tuple[nn.Module, float]:
     """Compacts the twin, stores it, and returns what was read back with its deviation from the masked twin."""
-    masked = twins.sized.model.eval()
-    small = compact(masked, data.train_x[:1])
+    # On the CPU: a GPU that rounds products to tf32 would add differences larger than those looked for.
+    masked = twins.sized.model.eval().cpu()
+    small = compact(masked, data.train_x[:1].cpu())
     with held.held():
         storage.save(small, folder.path)
     stored = as_network(storage.load(folder.path))
-    return stored, require_same_outputs(masked, stored, data.test_x[:CHECKED_IMAGES])
+    difference = require_same_outputs(masked, stored, data.test_x[:CHECKED_IMAGES].cpu())
+    return stored.to(data.test_x.device), difference
 
 
 def _result(model: nn.Module, training: Training, times: Mapping[str, float]) -> dict[str, Any]:
@@ -175,6 +177,7 @@ def _run(
             "layers": layer_table(twins.dense.model, small, data.train_x[:1]),
             "output_difference": difference,
             "threads": torch.get_num_threads(),
+            "device": device_name(config.device),
             "seconds": time.perf_counter() - started,
         }
     return summary
@@ -204,7 +207,7 @@ def fit(config: FitConfig, out: Path, console: Console) -> dict[str, Any]:
     """
     interrupts = Interrupts()
     with interrupts.caught():
-        data = resgrow.data.load(config.data, config.data_dir, config.download)
+        data = resgrow.data.load(config.data, config.data_dir, config.download).to(config.device)
         twins = _set_up(config, data)
         described = {"fit": config.as_dict(), "versions": versions()}
         folder = RunFolder(out, described, interrupts)

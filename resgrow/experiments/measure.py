@@ -41,17 +41,20 @@ def latency(models: Mapping[str, nn.Module], x: Tensor) -> dict[str, float]:
     LATENCY_SECONDS in total, at least LATENCY_REPETITIONS times each.
     """
     images = as_input(x)
+    finish = (lambda: torch.cuda.synchronize(x.device)) if x.is_cuda else (lambda: None)
     times: dict[str, list[float]] = {name: [] for name in models}
     for model in models.values():
         model.eval()
         for _ in range(WARM_UP):
             model(images)
+    finish()
     order = list(models)
     end = time.perf_counter() + LATENCY_SECONDS
     while time.perf_counter() < end or any(len(taken) < LATENCY_REPETITIONS for taken in times.values()):
         for name in order:
             start = time.perf_counter()
             models[name](images)
+            finish()
             times[name].append(time.perf_counter() - start)
         order.reverse()
     return {name: statistics.median(taken) for name, taken in times.items()}

@@ -70,7 +70,8 @@ def batches(data: Dataset, config: FitConfig) -> Iterator[tuple[int, Batch]]:
     for epoch in range(1, config.epochs + 1):
         order = torch.randperm(len(data.train_y), generator=generator)
         for part in order[: per_epoch * config.batch_size].split(config.batch_size):
-            yield epoch, (as_input(data.train_x[part]), data.train_y[part])
+            chosen = part.to(data.train_y.device)
+            yield epoch, (as_input(data.train_x[chosen]), data.train_y[chosen])
 
 
 def _update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, where: str) -> tuple[float, int]:

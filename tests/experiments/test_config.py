@@ -56,6 +56,8 @@ def test_arguments_beat_the_recipe():
         ({"lr": float("nan")}, "--lr must be positive"),
         ({"width": -1.0}, "--width must be positive"),
         ({"seed": -1}, "--seed must not be negative"),
+        ({"device": "tpu:first"}, "fit: --device must be cpu, or cuda"),
+        ({"device": "cuda:99"}, "for a GPU that torch sees"),
     ],
 )
 def test_bad_arguments(arguments, rule):

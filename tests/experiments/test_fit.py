@@ -120,6 +120,16 @@ def test_layers_are_compared(finished):
     assert sum(sized for _, sized in inner) < 112
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_whole_job_on_a_gpu(tmp_path):
+    summary = fit(replace(CONFIG, device="cuda"), tmp_path / "run", console())
+    assert summary["budget_met"]
+    assert summary["device"] == torch.cuda.get_device_name()
+    assert status(tmp_path / "run")["state"] == "finished"
+    assert storage.load(tmp_path / "run").fc.weight.device.type == "cpu"
+
+
 @pytest.mark.parametrize(
     ("error", "state"),
     [(RunError("fit: the disk is full"), "failed"), (KeyError("bug"), "failed")],

@@ -56,6 +56,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "layers": layers,
         "output_difference": 1e-7,
         "threads": 2,
+        "device": "cpu",
         "seconds": 30.0,
     }
     return {**values, **changes}
