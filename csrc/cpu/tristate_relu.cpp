@@ -1,8 +1,7 @@
 // tristate_relu on CPU: layouts, work items of fixed size and the sums over them.
 //
-// Any dense tensor is, in the order of its memory, (outer, channels, inner). Work items and the
-// order in which their sums are added depend on the sizes alone, so results do not depend on the
-// threads.
+// Work items and the order in which their sums are added depend on the sizes alone, so results do
+// not depend on the threads.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -13,7 +12,7 @@
 #include <tuple>
 #include <vector>
 
-#include "check.h"
+#include "checks/tristate_relu.h"
 #include "cpu/isa.h"
 
 namespace resgrow {
@@ -25,28 +24,10 @@ constexpr int64_t kShortestRun =
 constexpr int64_t kColumns = 1024;  // their slopes and sums stay in the first-level cache
 constexpr int64_t kFewColumns = 512;
 
-void check(const char* op, const at::Tensor& x, const at::Tensor& w, const at::Tensor& d) {
-  check_floating(op, "x", x);
-  check_floating(op, "w", w);
-  check_floating(op, "d", d);
-  TORCH_CHECK_VALUE(x.dim() >= 2, op, ": x must be (N, C, *) (got ", x.sizes(),
-                    "); unsqueeze a batch dimension");
-  TORCH_CHECK_VALUE(w.dim() == 1 && w.size(0) == x.size(1), op,
-                    ": w must be (C,), one gate per channel of x (got w ", w.sizes(), " for x ",
-                    x.sizes(), ")");
-  TORCH_CHECK_VALUE(d.dim() == 0, op, ": d must be 0-dim, one gate per layer (got ", d.sizes(),
-                    ")");
-}
-
 const TriStateReluKernels& kernels_for(const at::Tensor& x) {
   const KernelTable& table = kernels();
   if (x.scalar_type() == at::kDouble) return table.tristate_relu_double;
   return x.scalar_type() == at::kFloat ? table.tristate_relu_float : table.tristate_relu_bfloat16;
-}
-
-// `t` itself where it is laid out like `like`, else a copy that is.
-at::Tensor laid_out(const at::Tensor& t, const at::Tensor& like) {
-  return t.strides() == like.strides() ? t : at::empty_like(like).copy_(t);
 }
 
 // 1[gate >= .5], compared in the gate's own precision.
@@ -87,15 +68,16 @@ class Pass {
   // alike.
   Pass(const at::Tensor& x, const at::Tensor* grad, at::Tensor* out, bool sums, const at::Tensor& w,
        const at::Tensor& d)
-      : kernels_(kernels_for(x)),
+      : layout_(x),
+        kernels_(kernels_for(x)),
         itemsize_(x.itemsize()),
         x_(static_cast<const char*>(x.const_data_ptr())),
         grad_(grad ? static_cast<const char*>(grad->const_data_ptr()) : nullptr),
         out_(out ? static_cast<char*>(out->mutable_data_ptr()) : nullptr),
         sums_(sums),
-        channels_(x.size(1)),
-        inner_(channels_ == 1 ? x.numel() : x.stride(1)),
-        outer_(x.numel() == 0 ? 0 : x.numel() / (channels_ * inner_)),
+        channels_(layout_.channels),
+        inner_(layout_.inner),
+        outer_(layout_.outer),
         width_(open(w)),
         depth_(open(d)[0]),
         above_(channels_),
@@ -230,6 +212,7 @@ class Pass {
     });
   }
 
+  const ChannelLayout layout_;
   const TriStateReluKernels& kernels_;
   const int64_t itemsize_;
   const char* x_;
@@ -245,7 +228,7 @@ class Pass {
 };
 
 at::Tensor tristate_relu(const at::Tensor& x, const at::Tensor& w, const at::Tensor& d) {
-  check("tristate_relu", x, w, d);
+  check_tristate_relu("tristate_relu", x, w, d, /*half=*/false);
   at::Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
   const at::Tensor dense = laid_out(x, y);
@@ -274,11 +257,8 @@ Gradients backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor
 // Gradients that are not needed come back as empty tensors of shape (0,).
 Gradients tristate_relu_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& w,
                                  const at::Tensor& d, bool need_x, bool need_gates) {
-  const char* op = "tristate_relu_backward";
-  check(op, x, w, d);
-  check_same_dtype(op, "grad", grad, "x", x);
-  check_same_sizes(op, "grad", grad, "x", x);
-  const at::Tensor like = x.is_non_overlapping_and_dense() ? x : at::empty_like(x);
+  check_tristate_relu_backward("tristate_relu_backward", grad, x, w, d, /*half=*/false);
+  const at::Tensor like = dense_like(x);
   const at::Tensor dense_x = laid_out(x, like), dense_grad = laid_out(grad, like);
   return x.scalar_type() == at::kDouble
              ? backward<double>(dense_grad, dense_x, w, d, need_x, need_gates)

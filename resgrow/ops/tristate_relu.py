@@ -15,15 +15,15 @@ def tristate_relu(x: Tensor, w: Tensor, d: Tensor) -> Tensor:
     NaN, and NaN passes on. Source: Srinivas & Babu, Learning Neural Network Architectures using Backpropagation.
 
     Args:
-        x: ``(N, C, *)`` of any strides; float32, float64 or bfloat16.
-        w: ``(C,)``, width gates, one per channel; float32, float64 or bfloat16, whatever x is (AMP).
+        x: ``(N, C, *)`` of any strides; float32, float64 or bfloat16, on CUDA also float16.
+        w: ``(C,)``, width gates, one per channel; of these types, whatever x is (AMP).
         d: 0-dim, depth gate of the layer; as w.
 
     Returns:
         Tensor of the shape, dtype and memory format of x. Differentiable once; the gates' gradients pass straight
         through, ``dw = sum grad (x if x >= 0 else d' x)`` and ``dd = sum_{x < 0} grad w' x`` (sums over all other
         dimensions, made in float32, in float64 for float64), so that closed gates can reopen. Results do not depend
-        on the number of threads. Forward-mode tangents pass through x, not through the gates.
+        on the number of threads or multiprocessors. Forward-mode tangents pass through x, not through the gates.
 
     Raises:
         ValueError: x has fewer than two dimensions, w is not ``(C,)`` or d not 0-dim.

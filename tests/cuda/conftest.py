@@ -58,10 +58,8 @@ def _copied(t: torch.Tensor, device: torch.device) -> torch.Tensor:
     extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
     offset = t.storage_offset()
     memory = torch.empty(offset + extent, dtype=t.dtype, device=device)
-    copy = memory.as_strided(t.shape, t.stride(), offset)
-    with torch.no_grad():
-        copy.copy_(t)
-    return copy.detach().requires_grad_(t.requires_grad)
+    memory[offset:].copy_(t.detach().as_strided((extent,), (1,)))
+    return memory.as_strided(t.shape, t.stride(), offset).requires_grad_(t.requires_grad)
 
 
 @pytest.fixture(params=["simt", pytest.param("cuda", marks=pytest.mark.cuda)])
