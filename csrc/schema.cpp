@@ -24,6 +24,7 @@ TORCH_LIBRARY(resgrow, m) {
   // select: thresholds and masks over many tensors at once.
   m.def("select_threshold(Tensor[] scores, int k) -> Tensor");
   m.def("select_mask(Tensor[] scores, int k) -> Tensor[]");
+  m.def("select_mask_obd(Tensor[] weights, Tensor[] curvatures, float damping, int k) -> Tensor[]");
 
   // tristate_relu: gated rectifier with straight-through gate gradients.
   m.def("tristate_relu(Tensor x, Tensor w, Tensor d) -> Tensor");

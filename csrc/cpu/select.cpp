@@ -5,6 +5,7 @@
 // are ranked by radix: histograms of one digit of the keys after the other. Both count exactly, so
 // that results depend neither on the sample nor on the number of threads.
 #include <ATen/Parallel.h>
+#include <ATen/ops/clamp_min.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -14,7 +15,7 @@
 #include <mutex>
 #include <vector>
 
-#include "check.h"
+#include "checks/select.h"
 #include "cpu/isa.h"
 
 namespace resgrow {
@@ -51,22 +52,17 @@ struct Scores {
   }
 };
 
-Scores check_scores(const char* op, at::TensorList tensors, int64_t k, int64_t smallest_k) {
+// Of tensors that have passed the checks.
+Scores scores_of(const char* op, at::TensorList tensors) {
   const auto dtype = tensors[0].scalar_type();
-  check_floating(op, "scores", tensors[0]);
   const KernelTable& table = resgrow::kernels();
   Scores scores{op, dtype == at::kFloat    ? &table.select_float
                     : dtype == at::kDouble ? &table.select_double
                                            : &table.select_bfloat16};
   for (size_t i = 0; i < tensors.size(); ++i) {
-    TORCH_CHECK_TYPE(tensors[i].scalar_type() == dtype, op,
-                     ": all scores must have one dtype (got ", dtype, " in scores[0] and ",
-                     tensors[i].scalar_type(), " in scores[", i, "]); convert them to one first");
     scores.tensors.push_back(tensors[i].contiguous());
     scores.add(static_cast<const char*>(scores.tensors[i].const_data_ptr()), tensors[i].numel(), i);
   }
-  TORCH_CHECK_VALUE(smallest_k <= k && k <= scores.size, op, ": k must lie between ", smallest_k,
-                    " and the number of scores (got k=", k, " for ", scores.size, " scores)");
   return scores;
 }
 
@@ -82,11 +78,7 @@ class FirstNan {
     }
   }
 
-  void check() const {
-    TORCH_CHECK_VALUE(first_ == tensors_, scores_.op,
-                      ": scores must not hold NaN (got NaN in scores[", first_.load(),
-                      "]); look for the step that made it, or replace it with torch.nan_to_num");
-  }
+  void check() const { check_select_nan(scores_.op, first_, tensors_); }
 
  private:
   const Scores& scores_;
@@ -266,24 +258,44 @@ void write_masks(const Scores& scores, const Rank& bound, int64_t drop,
   });
 }
 
+std::vector<at::Tensor> masks(const Scores& scores, int64_t k) {
+  // With k = 0 the bound is the smallest score and all its ties stay; it is sought for the NaN
+  // check.
+  const Rank bound = scores.size > 0 ? rank(scores, std::max<int64_t>(k, 1)) : Rank{};
+  std::vector<at::Tensor> keep;
+  for (const at::Tensor& tensor : scores.tensors) {
+    keep.push_back(at::empty(tensor.sizes(), tensor.options().dtype(at::kBool)));
+  }
+  write_masks(scores, bound, k - bound.below, keep);
+  return keep;
+}
+
 at::Tensor select_threshold(at::TensorList tensors, int64_t k) {
-  const Scores scores = check_scores("select_threshold", tensors, k, 1);
+  check_select_scores("select_threshold", tensors, k, 1);
+  const Scores scores = scores_of("select_threshold", tensors);
   at::Tensor out = at::empty({}, tensors[0].options());
   scores.kernels->score(rank(scores, k).key, out.mutable_data_ptr());
   return out;
 }
 
 std::vector<at::Tensor> select_mask(at::TensorList tensors, int64_t k) {
-  const Scores scores = check_scores("select_mask", tensors, k, 0);
-  // With k = 0 the bound is the smallest score and all its ties stay; it is sought for the NaN
-  // check.
-  const Rank bound = scores.size > 0 ? rank(scores, std::max<int64_t>(k, 1)) : Rank{};
-  std::vector<at::Tensor> keep;
-  for (const at::Tensor& tensor : tensors) {
-    keep.push_back(at::empty(tensor.sizes(), tensor.options().dtype(at::kBool)));
+  check_select_scores("select_mask", tensors, k, 0);
+  return masks(scores_of("select_mask", tensors), k);
+}
+
+// The scores are written out, tensor by tensor: every pass over them is cheaper than their
+// arithmetic would be.
+std::vector<at::Tensor> select_mask_obd(at::TensorList weights, at::TensorList curvatures,
+                                        double damping, int64_t k) {
+  check_select_obd("select_mask_obd", weights, curvatures, damping, k);
+  const auto dtype = weights[0].scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  std::vector<at::Tensor> scores;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    // Three roundings, as the reference has them: the CUDA kernels give the same bits.
+    const at::Tensor damped = at::clamp_min(curvatures[i].to(dtype), 0).add_(damping).mul_(0.5);
+    scores.push_back(damped.mul_(weights[i].to(dtype).square()));
   }
-  write_masks(scores, bound, k - bound.below, keep);
-  return keep;
+  return masks(scores_of("select_mask_obd", scores), k);
 }
 
 }  // namespace
@@ -292,4 +304,5 @@ std::vector<at::Tensor> select_mask(at::TensorList tensors, int64_t k) {
 TORCH_LIBRARY_IMPL(resgrow, CPU, m) {
   m.impl("select_threshold", &resgrow::select_threshold);
   m.impl("select_mask", &resgrow::select_mask);
+  m.impl("select_mask_obd", &resgrow::select_mask_obd);
 }

@@ -7,7 +7,7 @@ and :func:`decompositions` gives programs that are exported the same in aten.
 
 from resgrow.ops.block_sparse import block_sparse_conv2d, block_sparse_linear, block_sparse_probe
 from resgrow.ops.decompositions import decompositions
-from resgrow.ops.select import select_mask, select_threshold
+from resgrow.ops.select import select_mask, select_mask_obd, select_threshold
 from resgrow.ops.squared_grad import (
     squared_grad_bias,
     squared_grad_conv2d,
@@ -25,6 +25,7 @@ __all__ = [
     "block_sparse_probe",
     "decompositions",
     "select_mask",
+    "select_mask_obd",
     "select_threshold",
     "squared_grad_bias",
     "squared_grad_conv2d",

@@ -126,6 +126,24 @@ def select_mask(scores: Sequence[Tensor], k: int) -> list[Tensor]:
     return [part.view(s.shape) for part, s in zip(keep.split([s.numel() for s in scores]), scores, strict=True)]
 
 
+def obd_scores(weights: Sequence[Tensor], curvatures: Sequence[Tensor], damping: float) -> list[Tensor]:
+    """``1/2 (max(h, 0) + damping) w^2``, rounded in this order; in float64 for float64, otherwise in float32.
+
+    weights, curvatures: ``w`` and ``h``, pairs of one shape and dtype.
+    Source: LeCun, Denker & Solla 1990, eq. 3, damped.
+    """
+    scores = []
+    for w, h in zip(weights, curvatures, strict=True):
+        dtype = torch.promote_types(w.dtype, torch.float32)
+        scores.append(0.5 * (h.to(dtype).clamp_min(0) + damping) * w.to(dtype).square())
+    return scores
+
+
+def select_mask_obd(weights: Sequence[Tensor], curvatures: Sequence[Tensor], damping: float, k: int) -> list[Tensor]:
+    """:func:`select_mask` of :func:`obd_scores`."""
+    return select_mask(obd_scores(weights, curvatures, damping), k)
+
+
 def tristate_relu(x: Tensor, w: Tensor, d: Tensor) -> Tensor:
     """``y = w' x`` where ``x >= 0`` and ``y = w' d' x`` where ``x < 0``, with ``w' = 1[w >= .5]``, ``d' = 1[d >= .5]``.
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resgrow import ops
+from resgrow.curvature.damping import mean_curvature
 from resgrow.ops import reference
+from resgrow.saliency.damping import obd
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 SIZES: list[tuple[int, ...]] = [(7,), (0, 3), (3, 5, 2), (), (66_000,), (300, 200)]
@@ -30,6 +32,19 @@ KINDS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
     "subnormal": lambda size: 1e-40 * torch.randn(size),
 }
 SAMPLES = [([torch.tensor([3.0, 1.0, 2.0])], 2), ([torch.randn(2, 3), torch.randn(4)], 7)]
+
+# What weights and curvatures look like: any, many absent weights, few values with ties, negative curvature only.
+OBD: dict[str, Callable[[tuple[int, ...]], tuple[Tensor, Tensor]]] = {
+    "any": lambda size: (torch.randn(size), torch.randn(size)),
+    "absent": lambda size: (torch.randn(size) * (torch.rand(size) > 0.8), torch.rand(size)),
+    "tied": lambda size: (torch.randn(size).round(), torch.rand(size).round()),
+    "negative": lambda size: (torch.randn(size), -torch.rand(size)),
+}
+
+
+def obd_case(kind: str, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], float]:
+    pairs = [OBD[kind](size) for size in [(7,), (0, 3), (3, 5, 2), (), (2100,), (50, 61)]]
+    return [w.to(dtype) for w, _ in pairs], [h.to(dtype) for _, h in pairs], 0.3
 
 
 def scores(kind: str, dtype: torch.dtype) -> list[Tensor]:
@@ -154,6 +169,51 @@ def test_compiles_without_graph_breaks() -> None:
 def test_registration(sample: tuple[list[Tensor], int]) -> None:
     for op in (torch.ops.resgrow.select_threshold.default, torch.ops.resgrow.select_mask.default):
         assert set(torch.library.opcheck(op, sample).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", OBD)
+def test_obd(kind: str, dtype: torch.dtype) -> None:
+    weights, curvatures, damping = obd_case(kind, dtype)
+    total = sum(w.numel() for w in weights)
+    for k in (0, 1, total // 2, total):
+        got = ops.select_mask_obd(weights, curvatures, damping, k)
+        for mask, want in zip(got, reference.select_mask_obd(weights, curvatures, damping, k), strict=True):
+            assert torch.equal(mask, want)
+    assert torch.library.opcheck(torch.ops.resgrow.select_mask_obd.default, (weights, curvatures, damping, 7))
+
+
+def test_obd_is_the_selection_by_saliency() -> None:
+    """The scores are those of `resgrow.saliency.damping`, whose damping is relative to the mean curvature."""
+    model = torch.nn.Linear(30, 40)
+    h = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    scores_of = list(obd(model, h, damping=0.5).values())
+    damping = 0.5 * mean_curvature(h)
+    masks = ops.select_mask_obd([model.weight, model.bias], list(h.values()), damping, 700)
+    for got, want in zip(masks, ops.select_mask(scores_of, 700), strict=True):
+        assert torch.equal(got, want)
+        assert not got.requires_grad
+
+
+def test_obd_refuses_what_does_not_fit() -> None:
+    w, h = torch.randn(4), torch.rand(4)
+    with pytest.raises(ValueError, match=r"one curvature per weight .*1 weights and 2 curvatures"):
+        ops.select_mask_obd([w], [h, h], 0.1, 1)
+    with pytest.raises(ValueError, match=r"one shape \(got \[4\] and \[3\] at 0\)"):
+        ops.select_mask_obd(w, h[:3], 0.1, 1)
+    with pytest.raises(TypeError, match="weights and curvatures must have one dtype"):
+        ops.select_mask_obd(w, h.double(), 0.1, 1)
+    with pytest.raises(TypeError, match=r"all curvatures must have one dtype .*curvatures\[1\]"):
+        ops.select_mask_obd([w, w], [h, h.double()], 0.1, 1)
+    for damping in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="damping must be finite and at least 0"):
+            ops.select_mask_obd(w, h, damping, 1)
+    with pytest.raises(TypeError, match="damping must be a number"):
+        ops.select_mask_obd(w, h, "much", 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="k must lie between 0 and"):
+        ops.select_mask_obd(w, h, 0.1, 5)
+    with pytest.raises(ValueError, match=r"^select_mask_obd: .*NaN in scores\[0\]"):
+        ops.select_mask_obd(w.fill_(0), h.fill_(torch.inf), 0.1, 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
