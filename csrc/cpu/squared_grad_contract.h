@@ -3,17 +3,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "checks/squared_grad.h"
 #include "cpu/kernels/squared_grad_args.h"
 
 namespace resgrow {
-
-// A convolution; per-sample linear layers are the 1x1 case with positions along the width.
-struct SquaredGradConv {
-  Int samples, channels, height, width;  // x
-  Int outputs, out_height, out_width;    // grad
-  Int kernel[2] = {1, 1}, stride[2] = {1, 1}, padding[2] = {0, 0}, dilation[2] = {1, 1};
-  Int groups = 1;
-};
 
 // What is squared.
 struct SquaredGradForm {
