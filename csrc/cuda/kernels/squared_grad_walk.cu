@@ -1,0 +1,99 @@
+// The cut of squared_grad's contractions, and the kernel that adds up their parts.
+#include "cuda/kernels/squared_grad_walk.cuh"
+
+namespace resgrow {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr Int kMostParts = 1024;
+
+Int ceil_div(Int a, Int b) {
+  return (a + b - 1) / b;
+}
+
+// What a block costs beside its stages, in stages: its pipeline fills, and its sums are written
+// and read again. 64 KiB twice at a multiprocessor's share of the memory's bandwidth (20 bytes per
+// cycle of an H200) are 6,500 cycles, a stage of 128 x 128 x 32 products 400.
+constexpr Int kOverhead = 20;
+
+// The number of parts with which the device is done first: waves of blocks times the length of the
+// longest.
+Int best_parts(Int tiles, Int units, Int unit, Int slots) {
+  Int best = 1, least = 0;
+  const Int most = units < kMostParts ? units : kMostParts;
+  for (Int parts = 1; parts <= most; ++parts) {
+    const Int cost = ceil_div(tiles * parts, slots) * (ceil_div(units, parts) * unit + kOverhead);
+    if (parts > 1 && cost >= least) continue;
+    best = parts;
+    least = cost;
+  }
+  return best;
+}
+
+// One thread per column of a row, so that the parts are read side by side. Four loads are in flight
+// at once; they are added in order all the same.
+template <class A>
+RESGROW_KERNEL(kThreads)
+void add_parts(const SquaredGradContraction a, const SquaredGradWalk w) {
+  const int column = blockIdx.x * kThreads + threadIdx.x;
+  if (column >= w.columns) return;
+  const int tap = column / w.column_channels, channel = column % w.column_channels;
+  if (channel >= a.channels) return;
+  const Int rows = a.groups * a.outputs, taps = a.kernel[0] * a.kernel[1];
+  const Int size = rows * w.columns;
+  for (Int row = blockIdx.y; row < rows; row += gridDim.y) {
+    const A* const sums = static_cast<const A*>(a.workspace) + row * w.columns + column;
+    A sum = 0;
+    int part = 0;
+    for (; part + 4 <= w.parts; part += 4) {
+      A four[4];
+      RESGROW_UNROLL
+      for (int i = 0; i < 4; ++i) four[i] = sums[(part + i) * size];
+      RESGROW_UNROLL
+      for (int i = 0; i < 4; ++i) sum += four[i];
+    }
+    for (; part < w.parts; ++part) sum += sums[part * size];
+    static_cast<A*>(a.result)[(row * a.channels + channel) * taps + tap] = sum;
+  }
+}
+
+template <class A>
+Status finish(const SquaredGradContraction& a, const SquaredGradWalk& w, Stream stream) {
+  const Int rows = a.groups * a.outputs;
+  const dim3 grid(static_cast<unsigned>(ceil_div(w.columns, kThreads)),
+                  static_cast<unsigned>(rows < 65535 ? rows : 65535));
+  return launch(&add_parts<A>, grid, dim3(kThreads), 0, stream, a, w);
+}
+
+}  // namespace
+
+SquaredGradWalk squared_grad_walk(const SquaredGradContraction& a, const SquaredGradCut& cut) {
+  SquaredGradWalk w{};
+  w.out_width = divisor_of(a.out_width);
+  w.positions = static_cast<int>(a.out_height * a.out_width);
+  w.column_channels =
+      static_cast<int>(ceil_div(a.channels, cut.channel_multiple) * cut.channel_multiple);
+  w.columns = static_cast<int>(a.kernel[0] * a.kernel[1] * w.column_channels);
+  w.row_tiles = static_cast<int>(ceil_div(a.outputs, cut.rows));
+  w.column_tiles = static_cast<int>(ceil_div(w.columns, cut.columns));
+  w.stages = static_cast<int>(ceil_div(w.positions, cut.depth));
+  w.unit = a.form == SquaredGradForm::per_sample ? w.stages : 1;
+  const Int units = a.samples * w.stages / w.unit;
+  const Int tiles = a.groups * w.row_tiles * w.column_tiles;
+  w.parts =
+      static_cast<int>(best_parts(tiles, units, w.unit, kSquaredGradProcessors * Int(cut.blocks)));
+  w.each = units / w.parts;
+  w.more = units % w.parts;
+  return w;
+}
+
+Int squared_grad_sums_bytes(const SquaredGradContraction& a, const SquaredGradWalk& w) {
+  return Int(w.parts) * a.groups * a.outputs * w.columns * (a.type == Type::float64 ? 8 : 4);
+}
+
+Status squared_grad_finish(const SquaredGradContraction& a, const SquaredGradWalk& w,
+                           Stream stream) {
+  return a.type == Type::float64 ? finish<double>(a, w, stream) : finish<float>(a, w, stream);
+}
+
+}  // namespace resgrow
