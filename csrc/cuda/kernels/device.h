@@ -4,7 +4,7 @@
 // Beside these: threadIdx, blockIdx, blockDim, gridDim; __syncthreads, __syncthreads_or/and/count,
 // __syncwarp; __shfl_sync, __shfl_xor_sync, __shfl_up_sync, __shfl_down_sync, __ballot_sync,
 // __any_sync, __all_sync; atomicAdd, atomicMin, atomicMax, atomicOr, atomicCAS on int, unsigned and
-// unsigned long long; __threadfence, __ldg; __popc, __popcll, __ffs, __clz, __brev;
+// unsigned long long; __threadfence, __ldg; __popc, __popcll, __ffs, __clz, __brev, __byte_perm;
 // __float_as_uint, __uint_as_float, __double_as_longlong, __longlong_as_double; fmaf, fma, fabsf,
 // fabs, sqrtf, rsqrtf, min, max. All masks are full: every lane of a warp takes part.
 //

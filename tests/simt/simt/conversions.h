@@ -43,6 +43,14 @@ SIMT_INLINE unsigned __brev(unsigned v) {
   for (int i = 0; i < 32; ++i) reversed |= (v >> i & 1) << (31 - i);
   return reversed;
 }
+// Selectors 0 to 7 only: the mode that copies signs is not used.
+SIMT_INLINE unsigned __byte_perm(unsigned low, unsigned high, unsigned selectors) {
+  const unsigned long long bytes = static_cast<unsigned long long>(high) << 32 | low;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<unsigned>(bytes >> (selectors >> 4 * i & 7) * 8 & 255) << 8 * i;
+  return result;
+}
 SIMT_INLINE float rsqrtf(float v) {
   return 1 / sqrtf(v);
 }
