@@ -19,7 +19,8 @@ namespace {
 using at::Tensor;
 
 // In the order of preference.
-const BlockSparsePath* const kPaths[] = {&block_sparse_tiles, &block_sparse_scalar};
+const BlockSparsePath* const kPaths[] = {&block_sparse_tiles, &block_sparse_fine,
+                                         &block_sparse_scalar};
 
 // Kernels count pixels, weights and blocks in 32 bits, and elements in 64.
 void check_countable(const char* op, const BlockSparseShape& s, const Tensor& index) {

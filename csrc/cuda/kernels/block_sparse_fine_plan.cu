@@ -1,0 +1,147 @@
+// Thin blocks: how a call is cut into tiles of the output, units, chunks of channels and warps.
+#include "cuda/kernels/block_sparse_fine.cuh"
+
+namespace resgrow {
+namespace fine {
+namespace {
+
+constexpr Int kLargest = 1 << 30;  // of what kernels count in 32 bits
+constexpr int kLargestImage = 1 << 15;
+
+int ceil_div(int a, int b) {
+  return (a + b - 1) / b;
+}
+
+// A pointwise product has no rows or images: all pixels lie side by side.
+bool is_pointwise(const BlockSparseShape& s) {
+  for (int i = 0; i < 2; ++i) {
+    if (s.kernel[i] != 1 || s.stride[i] != 1 || s.padding[i] != 0) return false;
+  }
+  return true;
+}
+
+Axis axis_of(const BlockSparseShape& s, int i) {
+  Axis a{};
+  a.in = static_cast<int>(i ? s.width : s.height);
+  a.out = static_cast<int>(i ? s.out_width : s.out_height);
+  a.kernel = static_cast<int>(s.kernel[i]);
+  a.stride = static_cast<int>(s.stride[i]);
+  a.padding = static_cast<int>(s.padding[i]);
+  a.dilation = a.kernel == 1 ? 1 : static_cast<int>(s.dilation[i]);
+  a.phases = a.kernel == 1 ? 1 : a.stride;
+  return a;
+}
+
+void set_tile(Axis* a, int tile) {
+  a->tile = tile;
+  a->tiles = ceil_div(a->out, tile);
+  a->patch = tile + (a->kernel - 1) * a->dilation / a->stride;
+}
+
+void set_tiles(Geometry* g, int rows, int cols) {
+  set_tile(&g->h, rows);
+  set_tile(&g->w, cols);
+  g->positions = g->h.phases * g->w.phases * g->h.patch * g->w.patch;
+  g->pitch = g->positions | 1;
+  g->runs = ceil_div(g->positions, kAhead);
+  g->units = ceil_div(rows * cols, kUnit);
+  g->tiles = g->samples * g->h.tiles * g->w.tiles;
+}
+
+// The tile of at most `positions` outputs with the least time per image, in clocks of shared memory
+// for a channel: a sixteenth of an access per column and output tile, and staging.
+void choose_tile(Geometry* g, int positions, double columns, int row_warps) {
+  double least = 0;
+  int best = 0;
+  for (int cols = 1; cols <= g->w.out && cols <= positions; ++cols) {
+    set_tiles(g, positions / cols < g->h.out ? positions / cols : g->h.out, cols);
+    const double work = g->units * kUnit * columns * row_warps * 0.125 + g->positions * 0.44;
+    const double time = work * g->h.tiles * g->w.tiles;
+    if (best == 0 || time <= least) {
+      least = time;
+      best = cols;
+    }
+  }
+  set_tiles(g, positions / best < g->h.out ? positions / best : g->h.out, best);
+  // A unit's two halves do not meet in a bank if they lie 64 bytes apart (modulo 128).
+  g->pair = g->w.tile == 4 && g->w.patch % 4 == 2 && g->units % 2 == 0 ? 8 : 4;
+}
+
+// Chunks that fit `bytes` of shared memory; false: not even 16 channels do.
+bool choose_chunk(Geometry* g, int bytes) {
+  const int beyond = 16 % g->block_in == 0 ? 0 : (g->block_in + 6) / 8 * 8;
+  const int all = ceil_div(g->group_channels, 16) * 16;
+  for (g->chunk = all < 256 ? all : 256; g->chunk >= 16; g->chunk -= 16) {
+    g->chunks = ceil_div(g->group_channels, g->chunk);
+    g->buffers = g->chunks > 1 ? 2 : 1;
+    g->staged = g->chunk + (g->chunks > 1 ? beyond : 0);
+    if (static_cast<Int>(buffer_cells(*g)) * g->buffers * kCell <= bytes &&
+        shared_layout(*g).end <= bytes && lists_fit(*g)) {
+      // Chunks of equal size rather than a small last one.
+      g->chunk = ceil_div(ceil_div(g->group_channels, g->chunks), 16) * 16;
+      g->staged = g->chunk + (g->chunks > 1 ? beyond : 0);
+      return true;
+    }
+  }
+  return false;
+}
+
+bool countable(const BlockSparseCall& call) {
+  const BlockSparseShape& s = call.shape;
+  const Int taps = s.kernel[0] * s.kernel[1];
+  for (int i = 0; i < 2; ++i) {
+    if (s.kernel[i] * s.dilation[i] + s.stride[i] > kLargestImage / 2) return false;
+    if (s.padding[i] > kLargest / 8) return false;
+  }
+  return s.samples * s.height * s.width < kLargest &&
+         s.samples * s.out_height * s.out_width < kLargest && s.height < kLargest / 8 &&
+         s.width < kLargest / 8 && s.channels < kLargest && s.outputs < kLargest &&
+         s.rows * s.block_out < kLargest && (s.cols + 1) * s.block_in < kLargest &&
+         taps < kLargestImage && call.blocks * s.block_in < kLargest && s.rows < 65536;
+}
+
+}  // namespace
+
+bool make_plan(const BlockSparseCall& call, Plan* plan) {
+  const BlockSparseShape& s = call.shape;
+  if (call.type != Type::bfloat16 && call.type != Type::float16) return false;
+  if (s.block_out % kOutputs != 0 || s.block_in % 16 == 0 || call.blocks < 1) return false;
+  if (!countable(call)) return false;
+  Geometry& g = plan->geometry;
+  g = {};
+  g.h = axis_of(s, 0);
+  g.w = axis_of(s, 1);
+  g.samples = s.samples;
+  if (is_pointwise(s)) {
+    g.w.in = g.w.out = static_cast<int>(s.samples * s.height * s.width);
+    g.h.in = g.h.out = 1;
+    g.samples = 1;
+  }
+  g.channels = s.channels;
+  g.outputs = s.outputs;
+  g.group_channels = static_cast<int>(s.channels / s.groups);
+  g.rows = static_cast<int>(s.rows);
+  g.group_rows = static_cast<int>(s.rows / s.groups);
+  g.block_in = static_cast<int>(s.block_in);
+  g.block_out = static_cast<int>(s.block_out);
+  g.taps = g.h.kernel * g.w.kernel;
+
+  const int output_tiles = g.group_rows * (g.block_out / kOutputs);
+  plan->threads = output_tiles > 8 ? 512 : 256;
+  // Two blocks of 256 threads share a multiprocessor, which keeps 1 KB of each for itself.
+  const int most = most_shared_memory();
+  const int warps = plan->threads / 32, bytes = plan->threads == 512 ? most : most / 2 - 1024;
+  plan->row_warps = 1;
+  while (plan->row_warps < warps && plan->row_warps < output_tiles) plan->row_warps *= 2;
+  const double columns = static_cast<double>(call.blocks) / (s.rows * s.cols);
+  for (int units = 2 * warps / plan->row_warps; units >= 1; units /= 2) {
+    choose_tile(&g, units * kUnit, columns, plan->row_warps);
+    if (!choose_chunk(&g, bytes)) continue;
+    plan->shared = shared_layout(g);
+    return true;
+  }
+  return false;
+}
+
+}  // namespace fine
+}  // namespace resgrow
