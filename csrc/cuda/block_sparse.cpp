@@ -12,6 +12,7 @@
 #include "checks/block_sparse.h"
 #include "cuda/glue.h"
 #include "cuda/kernels/block_sparse_args.h"
+#include "cuda/kernels/block_sparse_weight_grad.h"
 
 namespace resgrow {
 namespace {
@@ -19,8 +20,8 @@ namespace {
 using at::Tensor;
 
 // In the order of preference.
-const BlockSparsePath* const kPaths[] = {&block_sparse_tiles, &block_sparse_fine,
-                                         &block_sparse_scalar};
+const BlockSparsePath* const kPaths[] = {&block_sparse_tiles, &block_sparse_weight_grad,
+                                         &block_sparse_fine, &block_sparse_scalar};
 
 // Kernels count pixels, weights and blocks in 32 bits, and elements in 64.
 void check_countable(const char* op, const BlockSparseShape& s, const Tensor& index) {

@@ -155,6 +155,10 @@ Status with_scalar_type(Type type, const Run& run) {
 // Writes the first block of each row.
 Status find_row_starts(const BlockSparseCall& call, int* starts, Stream stream);
 
+// values (size) = the sums (parts, size), float or of double double, added in order.
+Status add_block_sparse_parts(Type type, const void* sums, Int size, int parts, void* values,
+                              Stream stream);
+
 struct ScalarProduct {
   Int (*workspace)(const BlockSparseCall&);
   Status (*run)(const BlockSparseCall&, Stream);

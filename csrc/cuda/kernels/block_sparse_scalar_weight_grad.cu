@@ -155,13 +155,21 @@ Status run(const BlockSparseCall& call, Stream stream) {
     const Status done = launch(&weight_grad<T>, grid, dim3(kThreads), shared_bytes<Sum>(), stream,
                                args, work, static_cast<int>(call.blocks), sums);
     if (done != 0 || !sums) return done;
-    return launch(&add_parts<T>, dim3(static_cast<unsigned>(ceil_of(size, kThreads))),
-                  dim3(kThreads), 0, stream, static_cast<const Sum*>(sums), size, work.parts,
-                  static_cast<T*>(call.values));
+    return add_block_sparse_parts(call.type, sums, size, work.parts, call.values, stream);
   });
 }
 
 }  // namespace
+
+Status add_block_sparse_parts(Type type, const void* sums, Int size, int parts, void* values,
+                              Stream stream) {
+  return with_scalar_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    return launch(&add_parts<T>, dim3(static_cast<unsigned>(ceil_of(size, kThreads))),
+                  dim3(kThreads), 0, stream, static_cast<const typename SumOf<T>::type*>(sums),
+                  size, parts, static_cast<T*>(values));
+  });
+}
 
 const ScalarProduct scalar_weight_grad = {workspace, run};
 
