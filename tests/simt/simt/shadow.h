@@ -28,7 +28,7 @@ struct Mark {
   Mark() : block(0), thread(0), scope(0), atomic(0), pending(0) {}
 };
 
-struct Cell {
+struct alignas(8) Cell {
   Mark write, read;
 };
 
