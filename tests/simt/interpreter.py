@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 import simt_build
@@ -14,8 +16,10 @@ import resgrow  # noqa: F401  (the operators' schemas)
 
 @functools.cache
 def library() -> ModuleType:
-    """The interpreter with all kernels, built on first use."""
-    return simt_build.build()
+    """The interpreter with all kernels, built on first use; or the built one that RESGROW_SIMT_LIBRARY names."""
+    if given := os.environ.get("RESGROW_SIMT_LIBRARY"):
+        return simt_build.imported(Path(given))
+    return simt_build.imported(simt_build.build())
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -86,18 +86,25 @@ def sources() -> dict[str, list[Path]]:
     }
 
 
-def ninja_file(name: str, by_rule: dict[str, list[Path]], includes: Sequence[Path]) -> str:
+def object_name(rule: str, source: Path) -> str:
+    return f"{rule}-{source.parent.name}-{source.stem}.o"
+
+
+def ninja_file(
+    name: str, by_rule: dict[str, list[Path]], includes: Sequence[Path], other_objects: Sequence[Path] = ()
+) -> str:
+    """Compiles the sources by their rules and links them, with objects that are there already, into one extension."""
     paths = " ".join(f"-I{p}" for p in includes)
-    flags = {"kernel": KERNEL_FLAGS, "machine": MACHINE_FLAGS, "glue": f"{torch_flags()} -DTORCH_EXTENSION_NAME={name}"}
+    flags = {"kernel": KERNEL_FLAGS, "machine": MACHINE_FLAGS, "glue": f"{torch_flags()} -DTORCH_EXTENSION_NAME=_simt"}
     lines = ["ninja_required_version = 1.5", f"cxx = {compiler()}"]
     for rule, own in flags.items():
         lines += [f"rule {rule}", f"  command = $cxx -MMD -MF $out.d -fPIC {own} {paths} -c $in -o $out"]
         lines += ["  depfile = $out.d", "  deps = gcc", f"  description = {rule} $in"]
     lines += ["rule link", f"  command = $cxx -shared $in {link_flags()} -o $out", "  description = link $out"]
-    objects = []
+    objects = [str(path) for path in other_objects]
     for rule, files in by_rule.items():
         for path in files:
-            objects.append(f"{rule}-{path.parent.name}-{path.stem}.o")
+            objects.append(object_name(rule, path))
             lines.append(f"build {objects[-1]}: {rule} {path}")
     lines += [f"build {name}.so: link {' '.join(objects)}", f"default {name}.so"]
     return "\n".join(lines) + "\n"
@@ -123,21 +130,20 @@ def build_folder() -> Path:
     return ROOT / "build" / f"simt-{key}"
 
 
-def build(
-    name: str = "_simt",
-    folder: Path | None = None,
-    by_rule: dict[str, list[Path]] | None = None,
-    first_includes: Iterable[Path] = (),
-) -> ModuleType:
-    """The extension, built where it is not up to date, and imported. ``first_includes``: searched before the tree's."""
-    folder = folder or build_folder()
+def build() -> Path:
+    """The extension, brought up to date."""
+    folder = build_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    text = ninja_file(name, by_rule or sources(), [*first_includes, HERE, ROOT / "csrc"])
+    text = ninja_file("_simt", sources(), [HERE, ROOT / "csrc"])
     plan = folder / "build.ninja"
     if not plan.exists() or plan.read_text() != text:
         plan.write_text(text)
     ninja(folder)
-    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.so")
+    return folder / "_simt.so"
+
+
+def imported(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("_simt", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
