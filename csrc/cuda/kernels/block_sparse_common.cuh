@@ -24,8 +24,8 @@ RESGROW_DEVICE int warp_id() {
 // Where 16-byte unit `unit` of pixel row `row` lies; rows have 1 << log_units units (4 or 8). Units
 // are exchanged such that 8 neighbouring rows have theirs in 8 different groups of banks.
 RESGROW_DEVICE int pixel_offset(int row, int unit, int log_units) {
-  const int key = (row >> (3 - log_units)) & ((1 << log_units) - 1);
-  return (row << (4 + log_units)) + ((unit ^ key) << 4);
+  const int key = row << (1 + log_units) & ((16 << log_units) - 16);
+  return (row << (4 + log_units)) + (unit << 4 ^ key);
 }
 
 // Operands of 16 bits: m16n8k16, twice.
@@ -48,10 +48,11 @@ struct Mma16 {
     return row * 32 + ((unit ^ ((row >> 2) & 1)) << 4);
   }
 
-  // Lane l gives the place of pixel row l % 16 through `at`, a function of the unit.
+  // Lane l gives the place of pixel row l % 16 through `at`, a function of the even units; it adds
+  // l / 16 to them.
   template <class Place>
   RESGROW_DEVICE static void load_pixels(Pixels& p, const Place& at) {
-    load_matrices(p.a, at(lane_id() >> 4));
+    load_matrices(p.a, at(0));
   }
 
   // The lane's place in a piece, for load_weights.
@@ -102,8 +103,8 @@ struct MmaFloat {
 
   template <class Place>
   RESGROW_DEVICE static void load_pixels(Pixels& p, const Place& at) {
-    load_matrices(p.a[0], at(lane_id() >> 4));
-    load_matrices(p.a[1], at(2 + (lane_id() >> 4)));
+    load_matrices(p.a[0], at(0));
+    load_matrices(p.a[1], at(2));
   }
 
   template <bool k_in_rows>

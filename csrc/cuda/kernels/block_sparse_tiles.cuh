@@ -33,7 +33,8 @@ constexpr int kShiftBits = 20, kShiftAt = 8 + 2;  // visit: targets | sub << 8 |
 constexpr int kTilesTaps = 256;                   // at most
 constexpr int kTilesStages = 3;
 constexpr int kTilesStageBytes = 16 * 1024;        // of pieces
-constexpr int kTilesVisits = 32;                   // at most, in a round
+constexpr int kTilesIdleVisits = 3;                // behind those of a round
+constexpr int kTilesVisits = 36;                   // of a round, with these
 constexpr int kTilesTargets = 16 * kVisitTargets;  // of a tile
 
 struct TilesLists {
