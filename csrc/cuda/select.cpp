@@ -43,7 +43,8 @@ struct Scores {
                        call.obd ? curvatures[i].const_data_ptr() : nullptr, nullptr, size,
                        call.size, call.items, static_cast<int>(i)});
       const Int items = call.items + (size + kSelectItem - 1) / kSelectItem;
-      TORCH_CHECK_VALUE(items < Int{1} << 31, op, ": there must be at most 2^42 scores");
+      TORCH_CHECK_VALUE(items < Int{1} << 31 && table.size() < size_t{1} << 21, op,
+                        ": there must be at most 2^42 scores in 2^21 tensors");
       call.items = static_cast<unsigned>(items);
       call.size += size;
     }
@@ -57,6 +58,7 @@ struct Scores {
       keep.push_back(at::empty(t.sizes(), t.options().dtype(at::kBool)));
     }
     for (SelectTensor& t : table) t.keep = keep[t.index].mutable_data_ptr<bool>();
+    call.masks = true;
     return keep;
   }
 };

@@ -89,6 +89,16 @@ def test_rank_at_an_end_of_the_bracket(machine: Any, share: float) -> None:
     assert_like_reference(machine, [x], int(share * x.numel()))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ties_inside_the_bracket(machine: Any, dtype: torch.dtype) -> None:
+    """Each value has about ten ties, of which some go; they lie in several tensors and items."""
+    total = many(machine, 9000)
+    x = torch.randint(0, total // 10, (total,)).clamp_max(2000).to(dtype)
+    scores = [x[: total // 2].view(2, -1), x[total // 2 : total // 2 + 7], x[total // 2 + 7 :]]
+    for k in (total // 20, total // 20 + 4, total // 20 + 5):
+        assert_like_reference(machine, scores, k)
+
+
 def test_same_bits_in_every_order_of_threads(machine: Any) -> None:
     scores = [KINDS["tied"]((3500,)), KINDS["zeros"]((1200,)), KINDS["spread"]((900,))]
     given = [machine.put(s) for s in scores]

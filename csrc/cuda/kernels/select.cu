@@ -75,8 +75,9 @@ SelectPlan plan_select(const SelectCall& call, int key_bytes) {
   work.histogram = static_cast<U64*>(part(kSelectBins * sizeof(U64)));
   work.table = static_cast<SelectTensor*>(part(call.tensors * Int{sizeof(SelectTensor)}));
   work.runs = static_cast<U64*>(part((warps + 1) * Int{sizeof(U64)}));
-  work.ties = static_cast<unsigned short*>(part(call.items * Int{sizeof(unsigned short)}));
+  work.ties = static_cast<unsigned*>(part(call.items * Int{sizeof(unsigned)}));
   work.candidates = part(Int{work.pages} * kSelectPage * key_bytes);
+  if (call.masks) work.places = static_cast<U64*>(part(Int{work.pages} * kSelectPage * 8));
   return plan;
 }
 

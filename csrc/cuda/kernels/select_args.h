@@ -19,12 +19,15 @@ struct SelectTensor {
 
 // An item is what a warp does in one go: so many elements of one tensor, the last of each ragged.
 constexpr int kSelectItem = 2048;
+// A place: the tensor's above so many bits of the element's.
+constexpr int kSelectPlaceBits = 42;
 // Tensors whose descriptions fit the 4 KB of a kernel's parameters.
 constexpr int kSelectTable = 80;
 // Of at most so many scores a sample's ranks are taken: they lie in one block's registers.
 constexpr int kSelectSample = 1 << 14;
 
 struct SelectCall {
+  bool masks;      // are wanted, not the threshold
   Type type;       // of scores, or of weights and curvatures
   bool obd;        // scores are 1/2 (max(curvature, 0) + damping) weight^2
   double damping;  // of those
@@ -44,7 +47,7 @@ constexpr int kSelectNoNan = 0x7fffffff;
 
 Int select_workspace(const SelectCall&);  // bytes
 
-// In this order: the descriptions of all tensors, kSelectTable at a time; the rank; its results.
+// In this order: the descriptions of all tensors, kSelectTable at a time; the rank; its result.
 Status launch_select_describe(const SelectCall&, const SelectTensor* tensors, int from, int count,
                               Stream);
 Status launch_select_rank(const SelectCall&, Stream);

@@ -55,7 +55,7 @@ template <class Source>
 Status launch_masks(const SelectPlan& plan, Int drop, Stream stream) {
   const dim3 grid(plan.blocks), block(kSelectThreads);
   const Status status =
-      launch(&select_mask_all<Source>, grid, block, (kSelectWarps + 1) * sizeof(U64), stream,
+      launch(&select_masks<Source>, grid, block, (kSelectWarps + 1) * sizeof(U64), stream,
              plan.work, static_cast<U64>(drop));
   if (status != 0) return status;
   return launch(&select_mask_ties<Source>, grid, block, 0, stream, plan.work,

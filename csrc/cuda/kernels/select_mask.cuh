@@ -1,8 +1,10 @@
-// Masks from the rank of a score: one pass over the scores, and a second one over the items in
-// which ties are parted or stay.
+// Masks from the rank of a score. Where a sample has left candidates, all other scores have theirs,
+// and candidates are looked at alone; elsewhere one pass over the scores writes them. A last one
+// writes items again in which ties stay, where others go: only such items are read.
 #pragma once
 
 #include "cuda/kernels/select_source.cuh"
+#include "cuda/kernels/select_write.cuh"
 
 namespace resgrow {
 
@@ -11,18 +13,23 @@ template <class Source>
 struct Bound {
   using Value = typename Source::Value;
   using Ord = Order<Value>;
+  using Key = typename Ord::Key;
 
+  Key key;
   Value limit, tie;  // scores stay unless they are <= limit, which is NaN where all stay
   U64 going;         // of the ties
   bool parted;       // some ties go and some stay
+  bool written;      // all masks are, but those of candidates
 
   RESGROW_DEVICE Bound(const SelectWork& work, U64 drop) {
     const SelectState& s = *work.state;
-    const auto key = static_cast<typename Ord::Key>(s.key);
+    const bool numbers = s.nan == kSelectNoNan;
+    key = static_cast<Key>(s.key);
     going = drop - s.below;
-    parted = s.nan == kSelectNoNan && 0 < going && going < s.equal;
+    parted = numbers && 0 < going && going < s.equal;
+    written = numbers && s.where == kSelectCandidates;
     tie = Ord::value(key);
-    limit = s.nan != kSelectNoNan ? Ord::nan() : Ord::value(going == 0 ? key - 1 : key);
+    limit = numbers ? Ord::value(going == 0 ? key - 1 : key) : Ord::nan();
   }
 };
 
@@ -32,38 +39,6 @@ RESGROW_DEVICE unsigned tied(const Step<Source>& step, typename Source::Value ti
   RESGROW_UNROLL
   for (int b = 0; b < Step<Source>::kEach; ++b) bits |= unsigned{step.value(b) == tie} << b;
   return bits & step.valid;
-}
-
-// One byte of 0 or 1 for each of four bits: the products of the multiplication do not meet.
-RESGROW_DEVICE unsigned spread(unsigned bits) {
-  return (bits & 15) * 0x00204081u & 0x01010101u;
-}
-
-// A lane writes the bytes of one vector's elements, a warp a whole line's (float32): wider stores
-// would only need shuffles before them.
-template <class Source>
-RESGROW_DEVICE void write(const Step<Source>& step, bool* keep, int start, unsigned kept) {
-  constexpr int per = Source::kPer;
-  if (step.valid != step.kAll) {
-    RESGROW_NO_UNROLL
-    for (unsigned left = step.valid; left != 0; left &= left - 1) {
-      const int b = __ffs(left) - 1;
-      keep[step.place(start, b / per) + b % per] = kept >> b & 1;
-    }
-    return;
-  }
-  RESGROW_UNROLL
-  for (int j = 0; j < Source::kVectors; ++j) {
-    bool* target = keep + step.place(start, j);
-    const unsigned bits = kept >> (per * j);
-    if constexpr (per == 8) {
-      store(target, uint2{spread(bits), spread(bits >> 4)});
-    } else if constexpr (per == 4) {
-      store(target, spread(bits));
-    } else {
-      store(target, static_cast<unsigned short>(spread(bits & 3)));
-    }
-  }
 }
 
 // runs: from the ties in each warp's run to those in the runs before it, and after the last.
@@ -84,10 +59,7 @@ RESGROW_DEVICE void sum_runs(U64* runs, U64* sums) {
 // keep = score above the bound, or at it if all ties stay. Where ties are parted they are False at
 // first, and counted.
 template <class Source>
-RESGROW_KERNEL_OF(kSelectThreads, 2)
-void select_mask_all(SelectWork work, U64 drop) {
-  U64* sums = shared_memory<U64>();
-  const Bound<Source> bound(work, drop);
+RESGROW_DEVICE void write_all(const SelectWork& work, const Bound<Source>& bound) {
   U64 ties_of_run = 0;
   RESGROW_NO_UNROLL
   for (SelectRun run(work); !run.done(); run.next(work)) {
@@ -109,13 +81,48 @@ void select_mask_all(SelectWork work, U64 drop) {
     }
     if (!bound.parted) continue;
     const U64 sum = warp_sum(ties);
-    if (threadIdx.x % 32 == 0) work.ties[run.item] = static_cast<unsigned short>(sum);
+    if (threadIdx.x % 32 == 0) work.ties[run.item] = static_cast<unsigned>(sum);
     ties_of_run += sum;
   }
-  if (!bound.parted) return;
   if (threadIdx.x % 32 == 0) {
     work.runs[blockIdx.x * kSelectWarps + threadIdx.x / 32] = ties_of_run;
   }
+}
+
+// The same of candidates, whose masks are False so far.
+template <class Source>
+RESGROW_DEVICE void write_candidates(const SelectWork& work, const Bound<Source>& bound) {
+  using Key = typename Bound<Source>::Key;
+  const Key* keys = static_cast<const Key*>(work.candidates);
+  const unsigned size = work.state->pages * kSelectPage, stride = gridDim.x * kSelectThreads;
+  const U64 warps = U64{gridDim.x} * kSelectWarps;
+  for (unsigned i = blockIdx.x * kSelectThreads + threadIdx.x; i < size; i += stride) {
+    const Key key = keys[i];
+    if (key < bound.key || key == ~Key{0}) continue;
+    const U64 place = work.places[i], offset = place & ((U64{1} << kSelectPlaceBits) - 1);
+    const SelectTensor& t = work.table[place >> kSelectPlaceBits];
+    if (key > bound.key || bound.going == 0) {
+      t.keep[offset] = true;
+    } else if (bound.parted) {
+      const U64 item = t.first + offset / kSelectItem;
+      atomicAdd(&work.ties[item], 1u);
+      // The last run that begins at the item or before.
+      atomicAdd(&work.runs[(warps * (item + 1) - 1) / work.items], U64{1});
+    }
+  }
+}
+
+template <class Source>
+RESGROW_KERNEL_OF(kSelectThreads, 2)
+void select_masks(SelectWork work, U64 drop) {
+  U64* sums = shared_memory<U64>();
+  const Bound<Source> bound(work, drop);
+  if (bound.written) {
+    write_candidates(work, bound);
+  } else {
+    write_all(work, bound);
+  }
+  if (!bound.parted) return;
   if (!last_block(work.state, reinterpret_cast<unsigned*>(sums + kSelectWarps))) return;
   sum_runs(work.runs, sums);
 }

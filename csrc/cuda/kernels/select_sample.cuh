@@ -3,13 +3,15 @@
 // digit by digit. Few scores, and those whose sample misled, are ranked by digits alone.
 //
 // Traffic, in bytes of all scores: 1 with a sample (the candidates are about 2 % of the scores, and
-// mostly stay in the second-level cache), against 3 for the digits of float32.
+// mostly stay in the second-level cache), against 3 for the digits of float32. Masks are written
+// in the same pass, but for the candidates, whose places are kept.
 //
 // All counts are of integers and exact, so that neither the sample nor the order in which blocks
 // run shows in the result.
 #pragma once
 
 #include "cuda/kernels/select_source.cuh"
+#include "cuda/kernels/select_write.cuh"
 
 namespace resgrow {
 
@@ -103,18 +105,23 @@ struct Candidates {
   using Key = typename Ord::Key;
 
   Key* keys;
+  U64* places;
   unsigned* taken;
   unsigned pages, next = 0, room = 0;
 
   RESGROW_DEVICE explicit Candidates(const SelectWork& work)
-      : keys(static_cast<Key*>(work.candidates)), taken(&work.state->pages), pages(work.pages) {}
+      : keys(static_cast<Key*>(work.candidates)),
+        places(work.places),
+        taken(&work.state->pages),
+        pages(work.pages) {}
 
-  // Appends the lanes' elements of a step whose bits are set; all lanes call it. Returns whether
-  // this lane's were numbers. A register cannot be indexed, so that scores are read again: few.
-  RESGROW_DEVICE bool append(const Step<Source>& step, int start, unsigned bits) {
+  // Appends the lanes' elements of a step whose bits are set; all lanes call it. `item` is the
+  // place of the item's first. Returns whether this lane's were numbers. A register cannot be
+  // indexed, so that scores are read again: few.
+  RESGROW_DEVICE bool append(const Step<Source>& step, U64 item, int start, unsigned bits) {
     const unsigned count = __popc(bits);
-    unsigned place = warp_before(count);
-    const unsigned total = __shfl_sync(0xffffffffu, place + count, 31);
+    unsigned number = warp_before(count);
+    const unsigned total = __shfl_sync(0xffffffffu, number + count, 31);
     const unsigned more = total > room ? (total - room + kSelectPage - 1) / kSelectPage : 0;
     unsigned fresh = 0;
     if (more > 0) {
@@ -122,12 +129,14 @@ struct Candidates {
       fresh = __shfl_sync(0xffffffffu, fresh, 0);
     }
     bool numbers = true;
-    for (; bits != 0; bits &= bits - 1, ++place) {
-      const int b = __ffs(bits) - 1;
-      const auto v = step.source.at(step.place(start, b / Source::kPer) + b % Source::kPer);
+    for (; bits != 0; bits &= bits - 1, ++number) {
+      const int b = __ffs(bits) - 1, i = step.place(start, b / Source::kPer) + b % Source::kPer;
+      const auto v = step.source.at(i);
       numbers &= v == v;
-      const unsigned target = place < room ? next + place : fresh + place - room;
-      if (target / kSelectPage < pages) keys[target] = Ord::key(v);
+      const unsigned target = number < room ? next + number : fresh + number - room;
+      if (target / kSelectPage >= pages) continue;
+      keys[target] = Ord::key(v);
+      if (places != nullptr) places[target] = item + i;
     }
     next = more > 0 ? fresh + total - room : next + total;
     room = room + more * kSelectPage - total;
@@ -162,8 +171,9 @@ struct Partition {
         candidates(work) {}
 
   // Comparisons of values cost three operations less than those of keys, and NaN, which fails them
-  // all, is met among the few scores inside. Returns whether there was none.
-  RESGROW_DEVICE bool operator()(const Step<Source>& step, int start) {
+  // all, is met among the few scores inside. Returns whether there was none. `keep`, if not null:
+  // the item's mask, True where scores are not below the bracket's upper end.
+  RESGROW_DEVICE bool operator()(const Step<Source>& step, U64 item, bool* keep, int start) {
     unsigned above = 0, inside = 0;
     RESGROW_UNROLL
     for (int b = 0; b < kEach; ++b) {
@@ -175,8 +185,9 @@ struct Partition {
     inside &= step.valid;
     parts[kSelectToLower] += __popc(step.valid & ~above);
     parts[kSelectInside] += __popc(inside);
+    if (keep != nullptr) write(step, keep, start, above & ~inside);
     if (ends) count_ends(step);
-    return !__any_sync(0xffffffffu, inside != 0) || candidates.append(step, start, inside);
+    return !__any_sync(0xffffffffu, inside != 0) || candidates.append(step, item, start, inside);
   }
 
   RESGROW_DEVICE void count_ends(const Step<Source>& step) {
@@ -228,13 +239,17 @@ void select_partition(SelectWork work) {
     const SelectTensor& t = work.table[run.tensor];
     const Source source(work, t, run.offset(t));
     const int size = run.size(t);
+    const U64 item = (static_cast<U64>(run.tensor) << kSelectPlaceBits) + run.offset(t);
+    bool* keep = t.keep == nullptr ? nullptr : t.keep + run.offset(t);
+    if (threadIdx.x % 32 == 0) work.ties[run.item] = 0;
     bool numbers = true;
     RESGROW_NO_UNROLL
     for (int start = 0; start < size; start += Step<Source>::kStep) {
-      numbers &= partition(Step<Source>(source, start, size), start);
+      numbers &= partition(Step<Source>(source, start, size, true), item, keep, start);
     }
     if (!numbers) atomicMin(&work.state->nan, t.index);
   }
+  if (threadIdx.x % 32 == 0) work.runs[blockIdx.x * kSelectWarps + threadIdx.x / 32] = 0;
   partition.candidates.close();
   RESGROW_UNROLL
   for (int part = 0; part < kSelectParts; ++part) {

@@ -79,6 +79,10 @@ RESGROW_DEVICE uint4 load_elements(const T* p, int count) {
   return {words[0], words[1], words[2], words[3]};
 }
 
+RESGROW_DEVICE uint4 load_vector(const void* p, bool again) {
+  return again ? load<uint4>(p) : load_once(p);
+}
+
 template <class T>
 struct Stored {
   using Element = T;
@@ -100,7 +104,7 @@ struct Stored {
   struct Raw {
     uint4 v;
   };
-  RESGROW_DEVICE Raw load_wide(int i) const { return {load_once(scores + i)}; }
+  RESGROW_DEVICE Raw load_wide(int i, bool again) const { return {load_vector(scores + i, again)}; }
   RESGROW_DEVICE Raw load_some(int i, int count) const {
     return {load_elements(scores + i, count)};
   }
@@ -130,8 +134,8 @@ struct Obd {
   struct Raw {
     uint4 w, h;
   };
-  RESGROW_DEVICE Raw load_wide(int i) const {
-    return {load_once(weight + i), load_once(curvature + i)};
+  RESGROW_DEVICE Raw load_wide(int i, bool again) const {
+    return {load_vector(weight + i, again), load_vector(curvature + i, again)};
   }
   RESGROW_DEVICE Raw load_some(int i, int count) const {
     return {load_elements(weight + i, count), load_elements(curvature + i, count)};
@@ -161,10 +165,11 @@ struct Step {
     return start + (32 * j + static_cast<int>(threadIdx.x % 32)) * kPer;
   }
 
-  RESGROW_DEVICE Step(const Source& from, int start, int size) : source(from) {
+  // again: some elements are read once more; they stay in the first-level cache.
+  RESGROW_DEVICE Step(const Source& from, int start, int size, bool again = false) : source(from) {
     if (source.wide() && start + kStep <= size) {
       RESGROW_UNROLL
-      for (int j = 0; j < kVectors; ++j) raw[j] = source.load_wide(place(start, j));
+      for (int j = 0; j < kVectors; ++j) raw[j] = source.load_wide(place(start, j), again);
       valid = kAll;
     } else {
       valid = 0;

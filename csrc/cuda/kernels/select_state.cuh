@@ -76,12 +76,13 @@ constexpr int kSelectPage = 128;
 // The workspace's parts, and what every kernel is told.
 struct SelectWork {
   SelectState* state;
-  U64* histogram;        // (kSelectBins), zero between kernels
-  SelectTensor* table;   // (tensors)
-  U64* runs;             // (warps): ties in each warp's run, then those before it
-  unsigned short* ties;  // (items): ties in each
-  void* candidates;      // (pages, kSelectPage) keys
-  U64 rank;              // that is sought among all
+  U64* histogram;       // (kSelectBins), zero between kernels
+  SelectTensor* table;  // (tensors)
+  U64* runs;            // (warps): ties in each warp's run, then those before it
+  unsigned* ties;       // (items): ties in each
+  void* candidates;     // (pages, kSelectPage) keys
+  U64* places;          // (pages, kSelectPage) theirs, or null where no masks are wanted
+  U64 rank;             // that is sought among all
   Int size;
   unsigned items, pages;
   int tensors;
