@@ -3,30 +3,14 @@
 //
 // 256 threads make a tile of 64 x 64 sums, 4 x 4 each. Per position a thread reads 8 values from
 // shared memory (two 16-byte reads in float) for 16 products.
+#include "cuda/kernels/squared_grad_value.cuh"
 #include "cuda/kernels/squared_grad_walk.cuh"
 
 namespace resgrow {
 namespace {
 
 constexpr int kThreads = 256, kTile = 64, kDepth = 16, kOwn = 4;
-constexpr SquaredGradCut kCut{kTile, kTile, kDepth, 3, 1};
-
-template <class T>
-struct Sum {
-  using type = float;
-};
-template <>
-struct Sum<double> {
-  using type = double;
-};
-
-RESGROW_DEVICE double widen(double v) {
-  return v;
-}
-template <class T>
-RESGROW_DEVICE float widen(T v) {
-  return to_float(v);
-}
+constexpr SquaredGradCut kCut{kTile, kTile, kDepth, 2, 1, 20};
 
 // Value i of a tile of kDepth x kTile: neighbouring threads take what lies side by side.
 struct Spot {
@@ -74,7 +58,7 @@ RESGROW_DEVICE void fetch(const SquaredGradContraction& a, const SquaredGradWalk
 template <class T>
 RESGROW_KERNEL(kThreads)
 void contract_fma(const SquaredGradContraction a, const SquaredGradWalk w) {
-  using A = typename Sum<T>::type;
+  using A = typename SumOf<T>::type;
   A* const grads = shared_memory<A>();
   A* const inputs = grads + kDepth * kTile;
   const SquaredGradPlace place = squared_grad_place<kTile, kTile>(w);
@@ -129,7 +113,7 @@ template <class T>
 Status run_type(const SquaredGradContraction& a, Stream stream) {
   const SquaredGradWalk w = squared_grad_walk(a, kCut);
   const dim3 grid(static_cast<unsigned>(a.groups * w.row_tiles * w.column_tiles), w.parts);
-  const size_t shared = 2 * kDepth * kTile * sizeof(typename Sum<T>::type);
+  const size_t shared = 2 * kDepth * kTile * sizeof(typename SumOf<T>::type);
   const Status status = launch(&contract_fma<T>, grid, dim3(kThreads), shared, stream, a, w);
   return status != 0 ? status : squared_grad_finish(a, w, stream);
 }

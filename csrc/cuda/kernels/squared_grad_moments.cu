@@ -8,29 +8,13 @@
 // added in order by a second, tiny kernel.
 #include "cuda/kernels/device.h"
 #include "cuda/kernels/squared_grad_args.h"
+#include "cuda/kernels/squared_grad_value.cuh"
 
 namespace resgrow {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kFlight = 4;  // loads in flight per operand
-
-template <class T>
-struct Sum {
-  using type = float;
-};
-template <>
-struct Sum<double> {
-  using type = double;
-};
-
-RESGROW_DEVICE double widen(double v) {
-  return v;
-}
-template <class T>
-RESGROW_DEVICE float widen(T v) {
-  return to_float(v);
-}
 
 // VECTOR values of T, 16 bytes at once where there are so many.
 template <class T, int VECTOR>
@@ -99,7 +83,7 @@ struct ChannelPlan {
 template <class T, int VECTOR, int SUMS>
 RESGROW_KERNEL_OF(kThreads, VECTOR* SUMS > 8 ? 2 : 3)
 void moments_channels(const SquaredGradMoments a, const Deal deal, const ChannelPlan plan) {
-  using A = typename Sum<T>::type;
+  using A = typename SumOf<T>::type;
   A* const shared = shared_memory<A>();
   const int lane = threadIdx.x % plan.lanes, row = threadIdx.x / plan.lanes;
   const int along = row % plan.along, turn = row / plan.along;
@@ -199,7 +183,7 @@ void moments_channels(const SquaredGradMoments a, const Deal deal, const Channel
 template <class T, int VECTOR, int SUMS>
 RESGROW_KERNEL(kThreads)
 void moments_positions(const SquaredGradMoments a, const Deal deal) {
-  using A = typename Sum<T>::type;
+  using A = typename SumOf<T>::type;
   const int lane = threadIdx.x % 32;
   const Int channel = Int(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (channel >= a.channels) return;
@@ -327,7 +311,7 @@ Status run(const SquaredGradMoments& a, Stream stream) {
   if (!a.channels_side_by_side) {
     return launch(&moments_positions<T, VECTOR, SUMS>, grid, dim3(kThreads), 0, stream, a, deal);
   }
-  const size_t shared = sizeof(typename Sum<T>::type) * kThreads * VECTOR * SUMS;
+  const size_t shared = sizeof(typename SumOf<T>::type) * kThreads * VECTOR * SUMS;
   return launch(&moments_channels<T, VECTOR, SUMS>, grid, dim3(kThreads), shared, stream, a, deal,
                 channel_plan(a, VECTOR));
 }
@@ -343,7 +327,7 @@ Status run_type(const SquaredGradMoments& a, Stream stream) {
       whole_vectors(a) ? run_sums<T, 16 / int(sizeof(T))>(a, stream) : run_sums<T, 1>(a, stream);
   if (status != 0) return status;
   const dim3 grid(static_cast<unsigned>((a.channels + kThreads - 1) / kThreads), a.x ? 2 : 1);
-  return launch(&moments_finish<typename Sum<T>::type>, grid, dim3(kThreads), 0, stream, a,
+  return launch(&moments_finish<typename SumOf<T>::type>, grid, dim3(kThreads), 0, stream, a,
                 parts_of(a));
 }
 

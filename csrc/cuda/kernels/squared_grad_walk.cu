@@ -11,18 +11,13 @@ Int ceil_div(Int a, Int b) {
   return (a + b - 1) / b;
 }
 
-// What a block costs beside its stages, in stages: its pipeline fills, and its sums are written
-// and read again. 64 KiB twice at a multiprocessor's share of the memory's bandwidth (20 bytes per
-// cycle of an H200) are 6,500 cycles, a stage of 128 x 128 x 32 products 400.
-constexpr Int kOverhead = 20;
-
 // The number of parts with which the device is done first: waves of blocks times the length of the
 // longest.
-Int best_parts(Int tiles, Int units, Int unit, Int slots) {
+Int best_parts(Int tiles, Int units, Int unit, Int slots, Int overhead) {
   Int best = 1, least = 0;
   const Int most = units < kMostParts ? units : kMostParts;
   for (Int parts = 1; parts <= most; ++parts) {
-    const Int cost = ceil_div(tiles * parts, slots) * (ceil_div(units, parts) * unit + kOverhead);
+    const Int cost = ceil_div(tiles * parts, slots) * (ceil_div(units, parts) * unit + overhead);
     if (parts > 1 && cost >= least) continue;
     best = parts;
     least = cost;
@@ -74,14 +69,15 @@ SquaredGradWalk squared_grad_walk(const SquaredGradContraction& a, const Squared
   w.column_channels =
       static_cast<int>(ceil_div(a.channels, cut.channel_multiple) * cut.channel_multiple);
   w.columns = static_cast<int>(a.kernel[0] * a.kernel[1] * w.column_channels);
-  w.row_tiles = static_cast<int>(ceil_div(a.outputs, cut.rows));
+  const Int groups = cut.across_groups ? 1 : a.groups;
+  w.row_tiles = static_cast<int>(ceil_div(a.outputs * a.groups / groups, cut.rows));
   w.column_tiles = static_cast<int>(ceil_div(w.columns, cut.columns));
   w.stages = static_cast<int>(ceil_div(w.positions, cut.depth));
   w.unit = a.form == SquaredGradForm::per_sample ? w.stages : 1;
   const Int units = a.samples * w.stages / w.unit;
-  const Int tiles = a.groups * w.row_tiles * w.column_tiles;
-  w.parts =
-      static_cast<int>(best_parts(tiles, units, w.unit, kSquaredGradProcessors * Int(cut.blocks)));
+  const Int tiles = groups * w.row_tiles * w.column_tiles;
+  w.parts = static_cast<int>(
+      best_parts(tiles, units, w.unit, kSquaredGradProcessors * cut.blocks, cut.overhead));
   w.each = units / w.parts;
   w.more = units % w.parts;
   return w;

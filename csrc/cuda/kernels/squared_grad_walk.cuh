@@ -72,8 +72,10 @@ RESGROW_DEVICE A* squared_grad_sums(const SquaredGradContraction& a, const Squar
 // How a path cuts: its tile, its stage, and how many blocks the device holds at once.
 struct SquaredGradCut {
   int rows, columns, depth;
-  int blocks;            // per multiprocessor
-  int channel_multiple;  // to which the channels of a tap are filled up
+  int blocks;                  // per multiprocessor
+  int channel_multiple;        // to which the channels of a tap are filled up
+  int overhead;                // what a block costs beside its stages, in stages
+  bool across_groups = false;  // rows are the outputs of all groups
 };
 
 SquaredGradWalk squared_grad_walk(const SquaredGradContraction&, const SquaredGradCut&);
