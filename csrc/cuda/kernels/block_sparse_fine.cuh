@@ -21,13 +21,14 @@
 namespace resgrow {
 namespace fine {
 
-constexpr int kLanes = 8;     // tiles side by side: 16 bytes
-constexpr int kCell = 16;     // bytes of a position of a channel
-constexpr int kUnit = 8;      // positions that a warp multiplies at once
-constexpr int kStep = 16;     // columns of a product
-constexpr int kOutputs = 16;  // outputs of a product
-constexpr int kAhead = 4;     // positions that a thread stages at once: loads under way
-constexpr int kClasses = 4;   // columns that one shared-memory access reads
+constexpr int kLanes = 8;      // tiles side by side: 16 bytes
+constexpr int kCell = 16;      // bytes of a position of a channel
+constexpr int kUnit = 8;       // positions that a warp multiplies at once
+constexpr int kStep = 16;      // columns of a product
+constexpr int kOutputs = 16;   // outputs of a product
+constexpr int kAhead = 4;      // positions that a thread stages at once: loads under way
+constexpr int kGradSteps = 8;  // whose sums a warp keeps, weight gradient
+constexpr int kClasses = 4;    // columns that one shared-memory access reads
 
 // Height or width. An image's pixel is tile * stride + row * stride + phase - padding.
 struct Axis {
@@ -89,19 +90,53 @@ struct Lists {
   Int steps;       // that there is room for
 };
 
+// Cuts memory into pieces aligned to 256 bytes.
+class Pieces {
+ public:
+  explicit Pieces(void* memory) : memory_(static_cast<unsigned char*>(memory)) {}
+  template <class T>
+  T* next(Int count) {
+    T* piece = reinterpret_cast<T*>(memory_ + used_);
+    used_ += (count * static_cast<Int>(sizeof(T)) + 255) / 256 * 256;
+    return piece;
+  }
+  Int used() const { return used_; }
+
+ private:
+  unsigned char* memory_;
+  Int used_ = 0;
+};
+
 struct Plan {
   Geometry geometry;
   int threads, row_warps;  // of the main kernel; warps along the outputs
   SharedLayout shared;
+  bool pays;  // gathering is faster than multiplying whole tiles, forward
+};
+
+// Of the weight gradient.
+struct GradPlan {
+  Geometry x, y;
+  SharedLayout at_x, at_y;
+  int row_warps, passes;         // passes: over the longest list that there could be
+  Int turns, part_turns, parts;  // eights of tiles, all and of a part; parts
 };
 
 // Whether thin blocks of this call can be gathered; the plan, then.
 bool make_plan(const BlockSparseCall& call, Plan* plan);
-bool lists_fit(const Geometry& g);  // whether shared memory holds a list
+bool make_grad_plan(const BlockSparseCall& call, GradPlan* plan);
+int longest_list(const Geometry& g);  // columns
+bool lists_fit(const Geometry& g);    // whether shared memory holds a list
 Int list_steps(const BlockSparseCall& call, const Geometry& g);
 Status make_lists(const BlockSparseCall& call, const Geometry& g, int zeros, const Lists& lists,
                   Stream stream);
+bool expand_fits(const BlockSparseCall& call);
+Int expand_workspace(const BlockSparseCall& call);
+Status expand(const BlockSparseCall& call, Stream stream);
 Status forward(const BlockSparseCall& call, const Plan& plan, const Lists& lists, Stream stream);
+Int grad_sums(const GradPlan& plan, const Lists& lists);  // floats
+Status weight_grad(const BlockSparseCall& call, const GradPlan& plan, const Lists& lists,
+                   float* sums, Stream stream);
 
 }  // namespace fine
 }  // namespace resgrow

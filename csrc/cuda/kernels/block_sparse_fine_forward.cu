@@ -191,8 +191,9 @@ void multiply_columns(ForwardArgs a) {
   const int first_unit = (warp >> a.row_shift) * kUnits;
   const bool works = in_group < a.group_tiles && first_unit < g.units;
   const int output_tile = works ? static_cast<int>(blockIdx.z) * a.group_tiles + in_group : -1;
-  fill_tables(g, a.at, a.x + static_cast<Int>(blockIdx.z) * g.group_channels,
-              static_cast<Int>(blockIdx.x) * kLanes, shared);
+  fill_tables(g, a.at, shared);
+  fill_tiles(g, a.at, a.x + static_cast<Int>(blockIdx.z) * g.group_channels,
+             static_cast<Int>(blockIdx.x) * kLanes, shared);
   __syncthreads();
 
   Sums sums = {};

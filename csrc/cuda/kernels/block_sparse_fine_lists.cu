@@ -137,11 +137,11 @@ RESGROW_KERNEL(kThreads) void make(ListArgs a) {
   }
 }
 
+}  // namespace
+
 int longest_list(const Geometry& g) {
   return (g.chunk / g.block_in + 2) * g.block_in * g.taps;
 }
-
-}  // namespace
 
 Int list_steps(const BlockSparseCall& call, const Geometry& g) {
   return call.blocks * g.block_in / kStep + static_cast<Int>(g.rows) * g.chunks + 1;

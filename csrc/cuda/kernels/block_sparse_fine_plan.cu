@@ -48,15 +48,20 @@ void set_tiles(Geometry* g, int rows, int cols) {
   g->tiles = g->samples * g->h.tiles * g->w.tiles;
 }
 
-// The tile of at most `positions` outputs with the least time per image, in clocks of shared memory
-// for a channel: a sixteenth of an access per column and output tile, and staging.
+// Clocks of a multiprocessor for a channel of a block's eight tiles: shared memory reads a
+// sixteenth of 32 clocks per column, unit pair and output tile; staging is 14 clocks for 32
+// channels of a position.
+double time_of(const Geometry& g, double columns, int row_warps) {
+  return g.units * kUnit * columns * row_warps * 0.125 + g.positions * 0.44;
+}
+
+// The tile of at most `positions` outputs with the least time per image.
 void choose_tile(Geometry* g, int positions, double columns, int row_warps) {
   double least = 0;
   int best = 0;
   for (int cols = 1; cols <= g->w.out && cols <= positions; ++cols) {
     set_tiles(g, positions / cols < g->h.out ? positions / cols : g->h.out, cols);
-    const double work = g->units * kUnit * columns * row_warps * 0.125 + g->positions * 0.44;
-    const double time = work * g->h.tiles * g->w.tiles;
+    const double time = time_of(*g, columns, row_warps) * g->h.tiles * g->w.tiles;
     if (best == 0 || time <= least) {
       least = time;
       best = cols;
@@ -67,21 +72,22 @@ void choose_tile(Geometry* g, int positions, double columns, int row_warps) {
   g->pair = g->w.tile == 4 && g->w.patch % 4 == 2 && g->units % 2 == 0 ? 8 : 4;
 }
 
-// Chunks that fit `bytes` of shared memory; false: not even 16 channels do.
-bool choose_chunk(Geometry* g, int bytes) {
+// Chunks of at most `most` channels that fit `bytes` of shared memory, in as many buffers as are of
+// use up to `buffers`; false: not even 16 channels fit.
+bool choose_chunk(Geometry* g, int most, int buffers, int bytes) {
   const int beyond = 16 % g->block_in == 0 ? 0 : (g->block_in + 6) / 8 * 8;
   const int all = ceil_div(g->group_channels, 16) * 16;
-  for (g->chunk = all < 256 ? all : 256; g->chunk >= 16; g->chunk -= 16) {
+  for (g->chunk = all < most ? all : most / 16 * 16; g->chunk >= 16; g->chunk -= 16) {
     g->chunks = ceil_div(g->group_channels, g->chunk);
-    g->buffers = g->chunks > 1 ? 2 : 1;
+    g->buffers = g->chunks > 1 ? buffers : 1;
     g->staged = g->chunk + (g->chunks > 1 ? beyond : 0);
-    if (static_cast<Int>(buffer_cells(*g)) * g->buffers * kCell <= bytes &&
-        shared_layout(*g).end <= bytes && lists_fit(*g)) {
-      // Chunks of equal size rather than a small last one.
-      g->chunk = ceil_div(ceil_div(g->group_channels, g->chunks), 16) * 16;
-      g->staged = g->chunk + (g->chunks > 1 ? beyond : 0);
-      return true;
-    }
+    if (static_cast<Int>(buffer_cells(*g)) * g->buffers * kCell > bytes ||
+        shared_layout(*g).end > bytes || !lists_fit(*g))
+      continue;
+    // Chunks of equal size rather than a small last one.
+    g->chunk = ceil_div(ceil_div(g->group_channels, g->chunks), 16) * 16;
+    g->staged = g->chunk + (g->chunks > 1 ? beyond : 0);
+    return true;
   }
   return false;
 }
@@ -100,32 +106,72 @@ bool countable(const BlockSparseCall& call) {
          taps < kLargestImage && call.blocks * s.block_in < kLargest && s.rows < 65536;
 }
 
-}  // namespace
-
-bool make_plan(const BlockSparseCall& call, Plan* plan) {
+// What both kinds of plan begin with; false: this call is not for this path.
+bool describe(const BlockSparseCall& call, Geometry* g) {
   const BlockSparseShape& s = call.shape;
   if (call.type != Type::bfloat16 && call.type != Type::float16) return false;
   if (s.block_out % kOutputs != 0 || s.block_in % 16 == 0 || call.blocks < 1) return false;
   if (!countable(call)) return false;
-  Geometry& g = plan->geometry;
-  g = {};
-  g.h = axis_of(s, 0);
-  g.w = axis_of(s, 1);
-  g.samples = s.samples;
+  *g = {};
+  g->h = axis_of(s, 0);
+  g->w = axis_of(s, 1);
+  g->samples = s.samples;
   if (is_pointwise(s)) {
-    g.w.in = g.w.out = static_cast<int>(s.samples * s.height * s.width);
-    g.h.in = g.h.out = 1;
-    g.samples = 1;
+    g->w.in = g->w.out = static_cast<int>(s.samples * s.height * s.width);
+    g->h.in = g->h.out = 1;
+    g->samples = 1;
   }
-  g.channels = s.channels;
-  g.outputs = s.outputs;
-  g.group_channels = static_cast<int>(s.channels / s.groups);
-  g.rows = static_cast<int>(s.rows);
-  g.group_rows = static_cast<int>(s.rows / s.groups);
-  g.block_in = static_cast<int>(s.block_in);
-  g.block_out = static_cast<int>(s.block_out);
-  g.taps = g.h.kernel * g.w.kernel;
+  g->channels = s.channels;
+  g->outputs = s.outputs;
+  g->group_channels = static_cast<int>(s.channels / s.groups);
+  g->rows = static_cast<int>(s.rows);
+  g->group_rows = static_cast<int>(s.rows / s.groups);
+  g->block_in = static_cast<int>(s.block_in);
+  g->block_out = static_cast<int>(s.block_out);
+  g->taps = g->h.kernel * g->w.kernel;
+  return true;
+}
 
+// Present columns per channel and row of blocks.
+double columns_of(const BlockSparseShape& s, const BlockSparseCall& call) {
+  return static_cast<double>(call.blocks) / (s.rows * s.cols);
+}
+
+Axis axis_of_y(Axis a) {
+  a.in = a.out;
+  a.kernel = a.stride = a.dilation = a.phases = 1;
+  a.padding = 0;
+  return a;
+}
+// y as something to stage: its own pixels, the outputs of a block of threads at a time.
+Geometry geometry_of_y(const BlockSparseShape& s, const Geometry& x, int row_warps) {
+  Geometry g = x;
+  g.h = axis_of_y(x.h);
+  g.w = axis_of_y(x.w);
+  g.channels = s.outputs;
+  g.group_channels = static_cast<int>(s.outputs / s.groups);
+  set_tiles(&g, x.h.tile, x.w.tile);
+  g.chunk = g.staged = row_warps * kOutputs;
+  g.buffers = 1;
+  return g;
+}
+
+// Cuts the pixels into as many parts as fill a large device: what is computed must not depend on
+// the one at hand.
+void choose_parts(GradPlan* plan, Int others) {
+  constexpr Int kWanted = 132 * 4;
+  plan->turns = (plan->x.tiles + kLanes - 1) / kLanes;
+  const Int most = (kWanted + others - 1) / others;
+  const Int parts = most < plan->turns ? most : plan->turns;
+  plan->part_turns = (plan->turns + parts - 1) / parts;
+  plan->parts = (plan->turns + plan->part_turns - 1) / plan->part_turns;
+}
+
+}  // namespace
+
+bool make_plan(const BlockSparseCall& call, Plan* plan) {
+  Geometry& g = plan->geometry;
+  if (!describe(call, &g)) return false;
   const int output_tiles = g.group_rows * (g.block_out / kOutputs);
   plan->threads = output_tiles > 8 ? 512 : 256;
   // Two blocks of 256 threads share a multiprocessor, which keeps 1 KB of each for itself.
@@ -133,12 +179,44 @@ bool make_plan(const BlockSparseCall& call, Plan* plan) {
   const int warps = plan->threads / 32, bytes = plan->threads == 512 ? most : most / 2 - 1024;
   plan->row_warps = 1;
   while (plan->row_warps < warps && plan->row_warps < output_tiles) plan->row_warps *= 2;
-  const double columns = static_cast<double>(call.blocks) / (s.rows * s.cols);
+  const double columns = columns_of(call.shape, call);
   for (int units = 2 * warps / plan->row_warps; units >= 1; units /= 2) {
     choose_tile(&g, units * kUnit, columns, plan->row_warps);
-    if (!choose_chunk(&g, bytes)) continue;
+    if (!choose_chunk(&g, 256, 2, bytes)) continue;
     plan->shared = shared_layout(g);
+    // Tiles as wholes take about 1080 multiply-adds a clock; lists of uneven length and conflicts
+    // are counted as a fourth of the time.
+    const double whole = 8.0 * g.h.tile * g.w.tile * g.taps * 16 * plan->row_warps / 1080;
+    plan->pays = 1.25 * time_of(g, columns, plan->row_warps) < whole;
     return true;
+  }
+  return false;
+}
+
+bool make_grad_plan(const BlockSparseCall& call, GradPlan* plan) {
+  constexpr int kWarps = 8;
+  Geometry& g = plan->x;
+  if (!describe(call, &g)) return false;
+  const int output_tiles = g.group_rows * (g.block_out / kOutputs);
+  const double columns = columns_of(call.shape, call);
+  plan->row_warps = 1;
+  while (plan->row_warps < kWarps && plan->row_warps < output_tiles) plan->row_warps *= 2;
+  // As many channels as fill the sums of a row's warps to seven eighths.
+  const int share = kWarps / plan->row_warps * kGradSteps;
+  const int channels = static_cast<int>(share * kStep * 0.875 / columns);
+  for (int units = 8; units >= 1; units /= 2) {
+    choose_tile(&g, units * kUnit, columns, plan->row_warps);
+    plan->y = geometry_of_y(call.shape, g, plan->row_warps);
+    plan->at_y = shared_layout(plan->y);
+    const int bytes = most_shared_memory() / 2 - 1024 - plan->at_y.end;
+    if (!choose_chunk(&g, channels < 16 ? 16 : channels > 256 ? 256 : channels, 1, bytes)) continue;
+    plan->at_x = shared_layout(g);
+    const int longest = (longest_list(g) + kStep - 1) / kStep;
+    plan->passes = ceil_div(longest, share);
+    const Int row_blocks = ceil_div(output_tiles, plan->row_warps);
+    choose_parts(plan, g.chunks * row_blocks * call.shape.groups);
+    return static_cast<Int>(g.chunks) * plan->passes < 65536 &&
+           row_blocks * call.shape.groups < 65536;
   }
   return false;
 }

@@ -10,9 +10,8 @@ using Bits = unsigned short;  // a 16-bit value that is only moved
 
 constexpr int kOutside = -(1 << 28);  // a row of no image
 
-// Tables of the block's eight tiles, of positions and of outputs; zeros. A barrier must follow.
-RESGROW_DEVICE void fill_tables(const Geometry& g, const SharedLayout& at, const Bits* x,
-                                Int first_tile, unsigned char* shared) {
+// Tables of positions and of outputs; zeros. A barrier must follow.
+RESGROW_DEVICE void fill_tables(const Geometry& g, const SharedLayout& at, unsigned char* shared) {
   const int thread = threadIdx.x, threads = blockDim.x;
   for (int p = thread; p < g.positions; p += threads) {
     const int phase = g.h.patch * g.w.patch;
@@ -28,6 +27,12 @@ RESGROW_DEVICE void fill_tables(const Geometry& g, const SharedLayout& at, const
   }
   for (int cell = thread; cell < g.pitch; cell += threads)
     store(shared + at.zeros + cell * kCell, uint4{0, 0, 0, 0});
+}
+
+// The table of eight tiles of images at x, pixel (0, 0) of the first one. A barrier must follow.
+RESGROW_DEVICE void fill_tiles(const Geometry& g, const SharedLayout& at, const Bits* x,
+                               Int first_tile, unsigned char* shared) {
+  const int thread = threadIdx.x;
   if (thread < kLanes) {
     Tile t{x, kOutside, kOutside, 0, 0, 0};
     const Int tile = first_tile + thread;
@@ -97,15 +102,14 @@ RESGROW_DEVICE void store_transposed(const Geometry& g, unsigned char* to, int l
 RESGROW_DEVICE void stage(const Geometry& g, const SharedLayout& at, int chunk, bool aligned,
                           unsigned char* shared) {
   const int lane = threadIdx.x % 32 / 4, part = threadIdx.x % 4;
-  const int count = min(g.group_channels - chunk * g.chunk, g.staged);
-  const int tasks = (count + 31) / 32 * g.runs;
+  const int tasks = (g.staged + 31) / 32 * g.runs;
   RESGROW_NO_UNROLL
   for (int task = threadIdx.x / 32; task < tasks; task += blockDim.x / 32) {
     const Tile& tile = reinterpret_cast<const Tile*>(shared + at.tiles)[lane];
     const int* places = reinterpret_cast<const int*>(shared + at.places);
     const int slab = task / g.runs, first = (task - slab * g.runs) * kAhead;
     const int slot = slab * 32 + part * 8;
-    const int channels = count - slot;
+    const int channels = min(g.group_channels - chunk * g.chunk, g.staged) - slot;
     uint4 v[kAhead];
     RESGROW_UNROLL
     for (int i = 0; i < kAhead; ++i) {
@@ -124,7 +128,7 @@ RESGROW_DEVICE void stage(const Geometry& g, const SharedLayout& at, int chunk, 
         shared + chunk % g.buffers * at.buffer + (slot_cell(g, slot) + first) * kCell;
     RESGROW_UNROLL
     for (int i = 0; i < kAhead; ++i)
-      store_transposed(g, to + i * kCell, lane, v[i], channels > 0 && first + i < g.positions);
+      store_transposed(g, to + i * kCell, lane, v[i], slot < g.staged && first + i < g.positions);
   }
 }
 
