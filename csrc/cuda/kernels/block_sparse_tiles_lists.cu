@@ -97,7 +97,8 @@ RESGROW_DEVICE void note_blocks(const TilesArgs& a, const Table& t, int taps, in
                                 int target0) {
   const int rows_of_group = a.rows / a.groups, all_taps = a.axis[0].kernel * a.axis[1].kernel;
   const int out_parts = a.block_out / 16, in_parts = a.block_in / 16;
-  const int size = a.block_in * out_parts;  // in 16 values
+  const int size = a.block_in * out_parts;      // in 16 values
+  const int sums = (a.source_group + 15) / 16;  // blocks at the edge reach beyond
   for (int i = static_cast<int>(threadIdx.x); i < a.blocks; i += kThreads) {
     const int row = a.row[i], col = a.col[i], tap = a.tap[i];
     if (row < 0 || row >= a.rows || col < 0 || col >= a.cols || tap < 0 || tap >= all_taps)
@@ -106,7 +107,7 @@ RESGROW_DEVICE void note_blocks(const TilesArgs& a, const Table& t, int taps, in
     if (rank < 0 || own_group != group) continue;
     const int out0 = (row - group * rows_of_group) * out_parts, in0 = col * in_parts;
     for (int out = 0; out < out_parts; ++out) {
-      for (int in = 0; in < in_parts; ++in) {
+      for (int in = 0; in < in_parts && (forward ? in0 + in : out0 + out) < sums; ++in) {
         const int target = (forward ? out0 + out : in0 + in) - target0;
         const int k = forward ? in0 + in : out0 + out;
         if (target < 0 || target >= kVisitTargets) continue;
