@@ -61,11 +61,16 @@ out=$(cd "$out" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+limit_of() { # limit_of STAGE: its own, or what is left of all
+  local left=$((seconds - SECONDS))
+  echo $((LIMITS[$1] < left ? LIMITS[$1] : left))
+}
+
 # run STAGE COMMAND...: its output goes to STAGE.log, its exit code and seconds to STAGE.result.
 run() {
-  local stage=$1 limit=${LIMITS[$1]} left=$((seconds - SECONDS)) start=$SECONDS code=124
+  local stage=$1 limit start=$SECONDS code=124
+  limit=$(limit_of "$stage")
   shift
-  [ "$limit" -le "$left" ] || limit=$left
   if [ -n "$dry" ]; then
     echo "$stage, at most $limit s: $*"
     return
@@ -98,8 +103,10 @@ for tool in "${TOOLS[@]}"; do
 done
 wait
 if wanted bench; then
+  # It ends by itself with what it has; the rest of the limit is for its last case.
   # shellcheck disable=SC2086  # several arguments in one variable
-  run bench "$PYTHON" benchmarks/gpu_bench.py --out "$work/bench" ${RESGROW_BENCH_ARGS:-}
+  run bench "$PYTHON" benchmarks/gpu_bench.py --out "$work/bench" --seconds $(($(limit_of bench) * 4 / 5)) \
+    ${RESGROW_BENCH_ARGS:-}
 fi
 [ -z "$dry" ] || exit 0
 

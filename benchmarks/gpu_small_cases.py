@@ -55,6 +55,8 @@ def select_cases() -> Iterator[Case]:
     for k in (1, 700, 1218):
         yield f"select_threshold {k}", lambda *s, k=k: ops.select_threshold(s, k), scores
         yield f"select_mask {k}", lambda *s, k=k: ops.select_mask(s, k), scores
+    curvatures = [draw(*t.shape) for t in scores]
+    yield "select_mask_obd", lambda *t: ops.select_mask_obd(t[:3], t[3:], 0.1, 700), [*scores, *curvatures]
 
 
 def block_cases() -> Iterator[Case]:
