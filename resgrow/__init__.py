@@ -3,15 +3,20 @@
 from resgrow import nn, ops
 from resgrow.controller import Budget, Controller, Move
 from resgrow.curvature import curvature
+from resgrow.penalties import GateCoefficients, Gates, GroupPenalty
 from resgrow.saliency import Saliency, saliency
-from resgrow.surgery import Masks, Swap, compact, fuse, load, prune, save, swap, unswap
+from resgrow.surgery import Masks, Merged, Swap, compact, fuse, load, merge_linear, prune, save, swap, unswap
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
     "Controller",
+    "GateCoefficients",
+    "Gates",
+    "GroupPenalty",
     "Masks",
+    "Merged",
     "Move",
     "Saliency",
     "Swap",
@@ -19,6 +24,7 @@ __all__ = [
     "curvature",
     "fuse",
     "load",
+    "merge_linear",
     "nn",
     "ops",
     "prune",

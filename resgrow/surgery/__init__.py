@@ -7,6 +7,7 @@ from resgrow.surgery.fuse import fuse
 from resgrow.surgery.groups import ChannelGroup, Consumer, channel_groups
 from resgrow.surgery.make_units import make_units
 from resgrow.surgery.masks import Masks
+from resgrow.surgery.merge import Merged, MergeRow, merge_linear
 from resgrow.surgery.prune import prune
 from resgrow.surgery.speed import Speed, measure
 from resgrow.surgery.storage import load, load_extra, save
@@ -22,6 +23,8 @@ __all__ = [
     "Consumer",
     "LayerCount",
     "Masks",
+    "MergeRow",
+    "Merged",
     "Speed",
     "Swap",
     "SwapRow",
@@ -38,6 +41,7 @@ __all__ = [
     "load_extra",
     "make_units",
     "measure",
+    "merge_linear",
     "prune",
     "save",
     "swap",

@@ -75,7 +75,7 @@ class Finder:
     def chain(self, node: Node) -> Chain | None:
         """The longest chain that begins at ``node``, or None where there is nothing to fuse."""
         layer = self.module(node)
-        if layer is None or type(layer) not in NORMS or not self._alone(node, layer):
+        if layer is None or type(layer) not in NORMS or not self.alone(node, layer):
             return None
         norm = self._follower(node, lambda user: self._is_norm(user, layer))
         last = norm or node
@@ -103,7 +103,7 @@ class Finder:
         """How often the module that a node calls is called."""
         return self._calls[node.target]
 
-    def _alone(self, node: Node, layer: nn.Module) -> bool:
+    def alone(self, node: Node, layer: nn.Module) -> bool:
         """Whether this call is the only use of the layer's parameters."""
         own = [p for p in layer._parameters.values() if p is not None]
         read = any(name.startswith(f"{node.target}.") for name in self._read)

@@ -20,7 +20,7 @@ _KINDS: dict[type[nn.Module], Any] = {BlockSparseConv2d: FusedConv2d, BlockSpars
 def folded_conv(layer: nn.Conv2d, norm: Norm) -> nn.Conv2d:
     """``norm(layer(x))`` in evaluation mode as one convolution."""
     result = copy.deepcopy(layer)
-    scale, shift = _affine(norm)
+    scale, shift = affine(norm)
     result.weight = nn.Parameter((layer.weight * scale.view(-1, 1, 1, 1)).to(layer.weight.dtype))
     result.bias = nn.Parameter(_folded_bias(layer.bias, scale, shift).to(layer.weight.dtype))
     return result
@@ -40,7 +40,7 @@ def fused_layer(layer: Sparse, norm: Norm | None, activation: nn.Module | None, 
 
 
 def _folded(layer: Sparse, norm: Norm) -> tuple[Tensor, Tensor]:
-    scale, shift = _affine(norm)
+    scale, shift = affine(norm)
     block_out = layer.block[0]
     rows = scale.new_ones(-(-layer.shape[0] // block_out) * block_out)  # blocks may hang over the last output
     rows[: layer.shape[0]] = scale
@@ -57,7 +57,7 @@ def _slopes(activation: nn.Module, like: Tensor, outputs: int) -> Slopes:
     return positive, negative
 
 
-def _affine(norm: Norm) -> tuple[Tensor, Tensor]:
+def affine(norm: Norm) -> tuple[Tensor, Tensor]:
     """The norm as ``scale x + shift``, in float64: folded weights are rounded once."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

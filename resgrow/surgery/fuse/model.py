@@ -14,6 +14,7 @@ from resgrow.surgery.fuse.fold import folded_conv, fused_layer
 from resgrow.surgery.fuse.settle import join_pooling, settle_relus
 from resgrow.surgery.fuse.trace import trace
 
+_UNTRACED = "use it as resgrow.swap leaves it, which needs no tracing, or fuse the parts that can be traced"
 # What hands its input on in evaluation mode: the same tensor, not a copy.
 _PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 # Relative to the largest output, where example inputs are given: far above rounding, far below another function.
@@ -55,7 +56,7 @@ def fuse(model: nn.Module, example_inputs: Inputs | None = None) -> GraphModule:
     """
     _check(model)
     inputs = None if example_inputs is None else as_inputs(example_inputs, "fuse")
-    traced = trace(model)
+    traced = trace(model, "fuse", _UNTRACED)
     _skip_passing(traced)
     finder = Finder(traced)
     for node in list(traced.graph.nodes):

@@ -15,8 +15,8 @@ _LEAVES = (BlockSparseConv2d, BlockSparseLinear, FusedConv2d, FusedLinear, Poole
 _OPERATORS = "add and floordiv lshift matmul mod mul or pow rshift sub truediv xor"
 
 
-def trace(model: nn.Module) -> GraphModule:
-    """A copy of ``model`` as a graph.
+def trace(model: nn.Module, op: str, remedy: str) -> GraphModule:
+    """A copy of ``model`` as a graph. ``op`` and ``remedy``: what an error is to say.
 
     Raises:
         ValueError: torch.fx cannot trace it.
@@ -30,8 +30,7 @@ def trace(model: nn.Module) -> GraphModule:
     except Exception as error:  # tracing runs the model's own code on stand-ins for tensors
         reason = str(error).strip().partition("\n")[0] or "no reason given"
         raise ValueError(
-            f"fuse: torch.fx must be able to trace the model (got {type(error).__name__}: {reason}); use the model as "
-            "resgrow.swap leaves it, which needs no tracing, or fuse the parts that can be traced"
+            f"{op}: torch.fx must be able to trace the model (got {type(error).__name__}: {reason}); {remedy}"
         ) from error
     return GraphModule(root, graph, f"Fused{type(model).__name__}").eval()  # containers are new, in training mode
 
