@@ -28,6 +28,7 @@ TORCH_LIBRARY(resgrow, m) {
 
   // tristate_relu: gated rectifier with straight-through gate gradients.
   m.def("tristate_relu(Tensor x, Tensor w, Tensor d) -> Tensor");
+  m.def("tristate_relu_(Tensor(a!) x, Tensor w, Tensor d) -> ()");
   m.def(
       "tristate_relu_backward(Tensor grad, Tensor x, Tensor w, Tensor d, bool need_x, "
       "bool need_gates) -> (Tensor, Tensor, Tensor)");

@@ -105,6 +105,24 @@ Tensor tristate_relu(const Tensor& x, const Tensor& w, const Tensor& d) {
   return y;
 }
 
+// Closed gates need the input to learn to reopen: what has been written over cannot be
+// differentiated.
+void tristate_relu_(const Tensor& x, const Tensor& w, const Tensor& d) {
+  TORCH_CHECK(!autograd::compute_requires_grad(x, w, d) && !has_tangent(x) && !has_tangent(w) &&
+                  !has_tangent(d),
+              "tristate_relu_: it writes over its input, which a gradient would need (got a tensor "
+              "that requires grad, or a tangent); call tristate_relu without inplace, or under "
+              "torch.no_grad");
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("resgrow::tristate_relu_", "")
+                             .typed<void(const Tensor&, const Tensor&, const Tensor&)>();
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    op.call(x, w, d);
+  }
+  autograd::impl::bump_version(x);
+}
+
 // The gates' true derivative is zero almost everywhere: differentiating the straight-through
 // gradients again would mean nothing.
 Gradients tristate_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
@@ -139,5 +157,6 @@ Gradients tristate_relu_backward(const Tensor& grad, const Tensor& x, const Tens
 
 TORCH_LIBRARY_IMPL(resgrow, Autograd, m) {
   m.impl("tristate_relu", &resgrow::tristate_relu);
+  m.impl("tristate_relu_", &resgrow::tristate_relu_);
   m.impl("tristate_relu_backward", &resgrow::tristate_relu_backward);
 }

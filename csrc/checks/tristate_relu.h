@@ -1,6 +1,7 @@
 // What the glue of tristate_relu checks and prepares, whatever the device.
 #pragma once
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty_like.h>
 
 #include "check.h"
@@ -38,6 +39,20 @@ inline at::Tensor laid_out(const at::Tensor& t, const at::Tensor& like) {
 // What the backward's tensors are laid out like: x where that is dense.
 inline at::Tensor dense_like(const at::Tensor& x) {
   return x.is_non_overlapping_and_dense() ? x : at::empty_like(x);
+}
+
+// Writes what `into(dense x, y laid out like it)` makes over x itself.
+template <class Into>
+void write_over(const at::Tensor& x, const Into& into) {
+  at::assert_no_internal_overlap(x);
+  if (x.numel() == 0) return;
+  if (x.is_non_overlapping_and_dense()) {
+    into(x, x);
+  } else {
+    const at::Tensor dense = at::empty_like(x).copy_(x);
+    into(dense, dense);
+    x.copy_(dense);
+  }
 }
 
 // Any dense tensor is, in the order of its memory, (outer, channels, inner).

@@ -227,17 +227,25 @@ class Pass {
       below_;  // per channel: sums of grad * x over x >= 0 and over the rest
 };
 
+// x, y: dense and laid out alike; they may be one.
+void forward(const at::Tensor& x, const at::Tensor& w, const at::Tensor& d, at::Tensor y) {
+  if (x.scalar_type() == at::kDouble) {
+    Pass<double>(x, nullptr, &y, false, w, d).run();
+  } else {
+    Pass<float>(x, nullptr, &y, false, w, d).run();
+  }
+}
+
 at::Tensor tristate_relu(const at::Tensor& x, const at::Tensor& w, const at::Tensor& d) {
   check_tristate_relu("tristate_relu", x, w, d, /*half=*/false);
   at::Tensor y = at::empty_like(x);
-  if (x.numel() == 0) return y;
-  const at::Tensor dense = laid_out(x, y);
-  if (x.scalar_type() == at::kDouble) {
-    Pass<double>(dense, nullptr, &y, false, w, d).run();
-  } else {
-    Pass<float>(dense, nullptr, &y, false, w, d).run();
-  }
+  if (x.numel() > 0) forward(laid_out(x, y), w, d, y);
   return y;
+}
+
+void tristate_relu_(const at::Tensor& x, const at::Tensor& w, const at::Tensor& d) {
+  check_tristate_relu("tristate_relu_", x, w, d, /*half=*/false);
+  write_over(x, [&](const at::Tensor& from, const at::Tensor& to) { forward(from, w, d, to); });
 }
 
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
@@ -270,5 +278,6 @@ Gradients tristate_relu_backward(const at::Tensor& grad, const at::Tensor& x, co
 
 TORCH_LIBRARY_IMPL(resgrow, CPU, m) {
   m.impl("tristate_relu", &resgrow::tristate_relu);
+  m.impl("tristate_relu_", &resgrow::tristate_relu_);
   m.impl("tristate_relu_backward", &resgrow::tristate_relu_backward);
 }

@@ -34,18 +34,32 @@ TriStatePass pass_over(const at::Tensor& x, const at::Tensor& w, const at::Tenso
   return pass;
 }
 
+// x, y: dense and laid out alike; they may be one.
+void forward(const char* op, const at::Tensor& x, const at::Tensor& w, const at::Tensor& d,
+             const at::Tensor& y, Stream stream) {
+  TriStatePass pass = pass_over(x, w, d);
+  pass.out = y.mutable_data_ptr();
+  succeeded(op, launch_tristate_relu(pass, stream));
+}
+
 at::Tensor tristate_relu(const at::Tensor& x, const at::Tensor& w, const at::Tensor& d) {
   const char* op = "tristate_relu";
   check_tristate_relu(op, x, w, d, /*half=*/true);
   check_devices(op, x, w, d);
   const OnDeviceOf on(x);
   at::Tensor y = at::empty_like(x);
-  if (x.numel() == 0) return y;
-  const at::Tensor dense = laid_out(x, y);
-  TriStatePass pass = pass_over(dense, w, d);
-  pass.out = y.mutable_data_ptr();
-  succeeded(op, launch_tristate_relu(pass, on.stream()));
+  if (x.numel() > 0) forward(op, laid_out(x, y), w, d, y, on.stream());
   return y;
+}
+
+void tristate_relu_(const at::Tensor& x, const at::Tensor& w, const at::Tensor& d) {
+  const char* op = "tristate_relu_";
+  check_tristate_relu(op, x, w, d, /*half=*/true);
+  check_devices(op, x, w, d);
+  const OnDeviceOf on(x);
+  write_over(x, [&](const at::Tensor& from, const at::Tensor& to) {
+    forward(op, from, w, d, to, on.stream());
+  });
 }
 
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
@@ -84,5 +98,6 @@ Gradients tristate_relu_backward(const at::Tensor& grad, const at::Tensor& x, co
 
 RESGROW_CUDA_LIBRARY(m) {
   m.impl("tristate_relu", &resgrow::tristate_relu);
+  m.impl("tristate_relu_", &resgrow::tristate_relu_);
   m.impl("tristate_relu_backward", &resgrow::tristate_relu_backward);
 }

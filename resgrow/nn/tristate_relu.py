@@ -32,6 +32,7 @@ class TriStateReLU(nn.Module):
         d: initial value of the depth gate; by default .3 where it is learnt and 0 where not. Below .5 the layer starts
             as a ReLU.
         learn: "both", "width", "depth" or "neither". Gates that are not learnt are parameters that need no gradient.
+        inplace: write over the input wherever no gradient is recorded; see `resgrow.ops.tristate_relu`.
 
     Raises:
         ValueError: num_channels below 1, an initial gate outside [0, 1], or another word for ``learn``.
@@ -44,6 +45,7 @@ class TriStateReLU(nn.Module):
         d: float | None = None,
         *,
         learn: str = "both",
+        inplace: bool = False,
     ) -> None:
         super().__init__()
         if num_channels < 1:
@@ -55,13 +57,13 @@ class TriStateReLU(nn.Module):
         d = (0.3 if depth else 0.0) if d is None else d
         if not (0 <= w <= 1 and 0 <= d <= 1):
             raise ValueError(f"TriStateReLU: gates must start in [0, 1] (got w={w}, d={d})")
-        self.num_channels, self.learn = num_channels, learn
+        self.num_channels, self.learn, self.inplace = num_channels, learn, inplace
         self.w = nn.Parameter(torch.full((num_channels,), float(w)), requires_grad=width)
         self.d = nn.Parameter(torch.tensor(float(d)), requires_grad=depth)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(N, num_channels, *)`` to the same shape."""
-        return ops.tristate_relu(x, self.w, self.d)
+        return ops.tristate_relu(x, self.w, self.d, self.inplace)
 
     @torch.no_grad()
     def clip_(self) -> None:
@@ -71,4 +73,4 @@ class TriStateReLU(nn.Module):
 
     def extra_repr(self) -> str:
         learn = "" if self.learn == "both" else f", learn={self.learn!r}"
-        return f"{self.num_channels}{learn}"
+        return f"{self.num_channels}{learn}{', inplace=True' if self.inplace else ''}"

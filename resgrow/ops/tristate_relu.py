@@ -8,7 +8,7 @@ from torch import Tensor
 from resgrow import _load  # noqa: F401  (registers torch.ops.resgrow)
 
 
-def tristate_relu(x: Tensor, w: Tensor, d: Tensor) -> Tensor:
+def tristate_relu(x: Tensor, w: Tensor, d: Tensor, inplace: bool = False) -> Tensor:
     """``y = w' x`` where ``x >= 0`` and ``y = w' d' x`` elsewhere, with ``w' = 1[w >= .5]``, ``d' = 1[d >= .5]``.
 
     ``w' = 0`` removes a channel, ``w' = 1, d' = 0`` is ReLU, ``w' = d' = 1`` the identity. Zero times infinity is
@@ -18,6 +18,8 @@ def tristate_relu(x: Tensor, w: Tensor, d: Tensor) -> Tensor:
         x: ``(N, C, *)`` of any strides; float32, float64 or bfloat16, on CUDA also float16.
         w: ``(C,)``, width gates, one per channel; of these types, whatever x is (AMP).
         d: 0-dim, depth gate of the layer; as w.
+        inplace: write over x, and return it, where no gradient is recorded. Where one is, x is left alone: closed gates
+            need it to learn to reopen.
 
     Returns:
         Tensor of the shape, dtype and memory format of x. Differentiable once; the gates' gradients pass straight
@@ -30,12 +32,20 @@ def tristate_relu(x: Tensor, w: Tensor, d: Tensor) -> Tensor:
         TypeError: another dtype.
         RuntimeError: the gradient is differentiated again.
     """
+    if inplace and not (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or d.requires_grad)):
+        torch.ops.resgrow.tristate_relu_.default(x, w, d)
+        return x
     return torch.ops.resgrow.tristate_relu.default(x, w, d)
 
 
 @torch.library.register_fake("resgrow::tristate_relu")
 def _(x: Tensor, w: Tensor, d: Tensor) -> Tensor:
     return torch.empty_like(x)
+
+
+@torch.library.register_fake("resgrow::tristate_relu_")
+def _(x: Tensor, w: Tensor, d: Tensor) -> None:
+    pass
 
 
 @torch.library.register_fake("resgrow::tristate_relu_backward")

@@ -140,55 +140,70 @@ _NORMS = {
     "l2": _Norm(lambda groups: groups.norm(dim=1), _l2_prox),
     "linf": _Norm(lambda groups: groups.abs().amax(1), _linf_prox),
 }
-_WORDS = ("output", "input", "column")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One way of grouping ``flat`` ``(O, I, taps)`` into ``(groups, size)``, and back to the shape ``(O, I, taps)``."""
+
+    size: Callable[[int, int, int], int]
+    group: Callable[[Tensor], Tensor]
+    ungroup: Callable[[Tensor, int, int, int], Tensor]
+
+
+_KINDS = {
+    "output": _Kind(lambda o, i, t: i * t, lambda flat: flat.flatten(1), lambda g, o, i, t: g.view(o, i, t)),
+    "input": _Kind(
+        lambda o, i, t: o * t,
+        lambda flat: flat.transpose(0, 1).flatten(1),
+        lambda g, o, i, t: g.view(i, o, t).transpose(0, 1),
+    ),
+    "column": _Kind(lambda o, i, t: o, lambda flat: flat.flatten(1).T, lambda g, o, i, t: g.T.reshape(o, i, t)),
+}
+
+
+def _kind(over: Over) -> _Kind:
+    if isinstance(over, str):
+        return _KINDS[over]
+    rows, columns = over
+
+    def group(flat: Tensor) -> Tensor:
+        """With zeros where blocks hang over the edge."""
+        padded = F.pad(flat, (0, 0, 0, -flat.shape[1] % columns, 0, -flat.shape[0] % rows))
+        blocks = padded.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
+        return blocks.permute(0, 2, 4, 1, 3).flatten(3).flatten(0, 2)
+
+    def ungroup(groups: Tensor, outputs: int, inputs: int, taps: int) -> Tensor:
+        blocks = groups.view(-(-outputs // rows), -(-inputs // columns), taps, rows, columns).permute(0, 3, 1, 4, 2)
+        return blocks.flatten(2, 3).flatten(0, 1)[:outputs, :inputs]
+
+    return _Kind(lambda o, i, t: rows * columns, group, ungroup)
 
 
 def _check_over(over: Over) -> None:
     pair = isinstance(over, tuple) and len(over) == 2 and all(isinstance(b, int) and b >= 1 for b in over)
-    if not pair and over not in _WORDS:
+    if not pair and over not in _KINDS:
         raise ValueError(
-            f"GroupPenalty: over must be one of {', '.join(_WORDS)} or a pair (outputs, inputs) of positive integers "
+            f"GroupPenalty: over must be one of {', '.join(_KINDS)} or a pair (outputs, inputs) of positive integers "
             f"(got {over!r})"
         )
 
 
+def _sizes(weight: Tensor) -> tuple[int, int, int]:
+    """Outputs, inputs, taps."""
+    return weight.shape[0], weight.shape[1], weight[0, 0].numel()
+
+
 def _size(weight: Tensor, over: Over) -> int:
     """Weights in a group (of whole blocks, where ragged ones hold fewer)."""
-    outputs, inputs = weight.shape[:2]
-    taps = weight[0, 0].numel()
-    sizes = {"output": inputs * taps, "input": outputs * taps, "column": outputs}
-    return sizes[over] if isinstance(over, str) else over[0] * over[1]
+    return _kind(over).size(*_sizes(weight))
 
 
 def _grouped(weight: Tensor, over: Over) -> Tensor:
-    """``(groups, size)``, with zeros where blocks hang over the edge."""
-    flat = weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
-    if over == "output":
-        return flat.flatten(1)
-    if over == "input":
-        return flat.transpose(0, 1).flatten(1)
-    if over == "column":
-        return flat.flatten(1).T
-    rows, columns = over  # type: ignore[misc]
-    outputs, inputs, _ = flat.shape
-    padded = F.pad(flat, (0, 0, 0, -inputs % columns, 0, -outputs % rows))
-    blocks = padded.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))  # (R, rows, C, columns, taps)
-    return blocks.permute(0, 2, 4, 1, 3).flatten(3).flatten(0, 2)
+    """``(groups, size)``."""
+    return _kind(over).group(weight.reshape(_sizes(weight)))
 
 
 def _ungrouped(groups: Tensor, like: Tensor, over: Over) -> Tensor:
     """The weight, of the shape of ``like``, whose groups these are."""
-    outputs, inputs = like.shape[:2]
-    taps = like[0, 0].numel()
-    if over == "output":
-        flat = groups
-    elif over == "input":
-        flat = groups.unflatten(1, (outputs, taps)).transpose(0, 1)
-    elif over == "column":
-        flat = groups.T
-    else:
-        rows, columns = over  # type: ignore[misc]
-        counts = (-(-outputs // rows), -(-inputs // columns))
-        blocks = groups.view(*counts, taps, rows, columns).permute(0, 3, 1, 4, 2)
-        flat = blocks.flatten(2, 3).flatten(0, 1)[:outputs, :inputs]
-    return flat.reshape(like.shape)
+    return _kind(over).ungroup(groups, *_sizes(like)).reshape(like.shape)

@@ -27,6 +27,26 @@ def test_closed_gates_receive_gradient_and_stay_in_bounds() -> None:
     assert gate.w.tolist() == [0.0, 0.0]
 
 
+def test_writes_over_the_input_only_where_no_gradient_is_recorded() -> None:
+    gate = TriStateReLU(3, inplace=True)
+    x = torch.randn(2, 3, 4)
+    kept = x.clone()
+    y = gate(x)
+    assert y is not x
+    assert torch.equal(x, kept)
+    y.sum().backward()
+    with torch.no_grad():
+        y = gate(x)
+    assert y is x
+    torch.testing.assert_close(x, kept.relu())
+    with torch.inference_mode():
+        assert gate(x) is x
+    fixed = TriStateReLU(3, learn="neither", inplace=True)
+    z = torch.randn(2, 3, 4)
+    assert fixed(z) is z
+    assert repr(fixed) == "TriStateReLU(3, learn='neither', inplace=True)"
+
+
 def test_refuses_what_cannot_work() -> None:
     with pytest.raises(ValueError, match="num_channels"):
         TriStateReLU(0)

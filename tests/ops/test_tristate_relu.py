@@ -207,3 +207,35 @@ def test_refuses_what_does_not_fit() -> None:
         BACKWARD(x[:1], x, w, d, True, True)
     with pytest.raises(TypeError, match="must have one dtype"):
         BACKWARD(x.double(), x, w, d, True, True)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 8, 9), (0, 3)])
+def test_in_place_gives_the_same_over_any_layout(isa: str, shape: tuple[int, ...]) -> None:
+    w, d = gates(shape[1], depth=True)
+    for x in list(layouts(torch.randn(shape)))[:-1]:  # the last one overlaps itself
+        expected, version = ops.tristate_relu(x, w, d), x._version
+        strides = x.stride()
+        assert ops.tristate_relu(x, w, d, inplace=True) is x
+        assert torch.equal(x, expected)
+        assert x.stride() == strides
+        assert x._version == version + 1
+
+
+def test_in_place_refuses_what_it_would_spoil() -> None:
+    w, d = gates(3, depth=True)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        ops.tristate_relu(torch.randn(1, 3).expand(4, 3), w, d, inplace=True)
+    with pytest.raises(RuntimeError, match="writes over its input"):
+        torch.ops.resgrow.tristate_relu_(torch.randn(4, 3), w.requires_grad_(), d)
+    x = torch.randn(4, 3, requires_grad=True)
+    y = ops.tristate_relu(x * 1, w, d, inplace=True)
+    y.sum().backward()
+    assert x.grad is not None
+
+
+def test_in_place_is_registered_as_it_behaves() -> None:
+    w, d = gates(3, depth=True)
+    torch.library.opcheck(torch.ops.resgrow.tristate_relu_.default, (torch.randn(2, 3, 5), w, d))
+    compiled = torch.compile(lambda x: ops.tristate_relu(x + 1, w, d, inplace=True), fullgraph=True)
+    x = torch.randn(2, 3, 5)
+    torch.testing.assert_close(compiled(x), ops.tristate_relu(x + 1, w, d))
