@@ -114,13 +114,34 @@ void weight_grad(ScalarArgs a, Work work, int blocks, typename SumOf<T>::type* s
   }
 }
 
+constexpr int kAdders = 4;                 // threads that share a sum
+constexpr int kSums = kThreads / kAdders;  // of a block of threads
+constexpr int kAhead = 8;                  // parts that a thread reads at a time
+
+// Few sums of many parts would wait for memory one part after the other. The order depends on the
+// number of parts alone.
 template <class T>
 RESGROW_KERNEL(kThreads)
 void add_parts(const typename SumOf<T>::type* sums, Int size, int parts, T* values) {
-  const Int i = static_cast<Int>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= size) return;
-  typename SumOf<T>::type sum = sums[i];
-  for (int part = 1; part < parts; ++part) sum += sums[part * size + i];
+  using Sum = typename SumOf<T>::type;
+  const int adder = threadIdx.x / kSums;
+  const Int i = static_cast<Int>(blockIdx.x) * kSums + threadIdx.x % kSums;
+  Sum sum = 0;
+  for (int first = adder; first < parts && i < size; first += kAdders * kAhead) {
+    Sum part[kAhead];
+    RESGROW_UNROLL
+    for (int k = 0; k < kAhead; ++k) {
+      const int p = first + k * kAdders;
+      part[k] = p < parts ? sums[p * size + i] : Sum{0};
+    }
+    RESGROW_UNROLL
+    for (int k = 0; k < kAhead; ++k) sum += part[k];
+  }
+  Sum* shared = shared_memory<Sum>();
+  shared[threadIdx.x] = sum;
+  __syncthreads();
+  if (adder != 0 || i >= size) return;
+  for (int other = 1; other < kAdders; ++other) sum += shared[other * kSums + threadIdx.x];
   values[i] = narrowed<T>(sum);
 }
 
@@ -165,9 +186,10 @@ Status add_block_sparse_parts(Type type, const void* sums, Int size, int parts, 
                               Stream stream) {
   return with_scalar_type(type, [&](auto zero) {
     using T = decltype(zero);
-    return launch(&add_parts<T>, dim3(static_cast<unsigned>(ceil_of(size, kThreads))),
-                  dim3(kThreads), 0, stream, static_cast<const typename SumOf<T>::type*>(sums),
-                  size, parts, static_cast<T*>(values));
+    using Sum = typename SumOf<T>::type;
+    return launch(&add_parts<T>, dim3(static_cast<unsigned>(ceil_of(size, kSums))), dim3(kThreads),
+                  kThreads * sizeof(Sum), stream, static_cast<const Sum*>(sums), size, parts,
+                  static_cast<T*>(values));
   });
 }
 

@@ -10,237 +10,30 @@
 // Every sum has its place, and parts of the pixels are added in order: results do not depend on
 // scheduling.
 //
-// Per 16 pixels and piece, 16 bits, on an H200 (per multiprocessor): 4096 multiply-adds, 2 clocks
-// at the peak of 2048 (3 as mma.sync issues them); one fragment of x, 512 bytes at 128 per clock: 4
-// clocks, and y's shared by up to 16 pieces; the stage itself, written and read once: for 3x3, 96 x
-// 128 channels and 8 x 8 pixels of y with 10 x 10 of x, 9 KB for about 110 pieces at density .25:
-// .7 clocks of shared memory, and 3.5 at the 24 bytes per clock that the second-level cache gives
-// each of 132 multiprocessors. Bound: shared memory, about 5 clocks per piece, where a dense
-// product spends 2 / .25 = 8 at the peak and 12 to 13 at the 60 to 65 % that dense weight gradients
-// reach: 2.4 times faster at density .25, even at .7 to 1. A pointwise product has one tap only:
-// regions of up to 512 x 512 channels keep it within the second-level cache's rate.
+// Clocks of one multiprocessor of an H200 for 16 pixels of a piece, 16 bits: 2 for 4096 multiply-
+// adds at the peak of 2048 (3 as mma.sync issues them); 4 for one fragment of x, 512 bytes at 128
+// per clock, and a fraction for y's. The stage: 3x3 with 64 x 128 channels at density .25 has 72
+// pieces and 10 KB per 16 pixels with the taps' margin, 1.1 clocks of shared memory and 5.8 at the
+// 24 bytes per clock that the second-level cache gives each of 132 multiprocessors. So about 6
+// where a dense product spends 2 / .25 = 8 at the peak and 12 to 13 at the 60 to 65 % that dense
+// weight gradients reach: expected is twice their speed at density .25, and theirs at .5. A
+// pointwise product has no margin, but one tap only: its regions have up to 512 x 512 channels.
 //
-// A fragment for two pieces with different outputs would save at most half of x's reads at twice
-// the sums in registers, where only 44 % of such pairs are present at density .25: 4.4 clocks
-// instead of 4.25, so that pieces are taken one by one.
+// One fragment of x for two pieces of different outputs would save less than it costs: at density
+// .25 only 44 % of such pairs are both needed, 4.4 clocks instead of 4.25 for as many registers.
 //
 // Pixels that fill up a patch at the images' lower right have gradients of zero; where x is
 // infinite there, their product is not a number.
-#include "cuda/kernels/block_sparse_weight_grad.cuh"
+#include "cuda/kernels/block_sparse_weight_grad_mma.cuh"
+#include "cuda/kernels/block_sparse_weight_grad_stage.cuh"
 
 #include "cuda/kernels/block_sparse_scalar.cuh"
 
 namespace resgrow {
+namespace weight_grad {
 namespace {
 
-constexpr int kThreads = 32 * kGradWarps;
-constexpr int kZeros = -1, kSkipped = -2;  // places without a pixel
-constexpr int kAhead = 4;                  // fragments of x on their way from shared memory
-
-struct GradArgs {
-  GradPlan plan;
-  int group_channels, group_outputs, group_rows, channels, outputs;
-  int taps, kernel_width, block_in, block_out;
-  const int *col, *tap, *bounds;  // bounds: (rows, in_regions + 1), first block of a row's region
-  const void *x, *y;
-  void* values;
-  float* sums;  // (parts, values), or null if there is one part
-  Int size;     // of values
-};
-
-// Where a block of threads stands.
-struct Place {
-  int in_region, first_row, rows, group, share, part;
-};
-
-RESGROW_DEVICE Place place_of(const GradArgs& a) {
-  const GradPlan& p = a.plan;
-  const int regions = p.in_regions * p.out_regions * p.groups, b = blockIdx.x;
-  const int region = b % regions, out_region = region / p.in_regions % p.out_regions;
-  const int group = region / p.in_regions / p.out_regions;
-  const int row = out_region * p.region_rows;
-  return {region % p.in_regions,
-          group * a.group_rows + row,
-          min(p.region_rows, a.group_rows - row),
-          group,
-          b / regions % p.most_shares,
-          b / regions / p.most_shares};
-}
-
-struct Shared {
-  GradByte* stages;
-  int* in_places;   // down << 16 | right of each place of x
-  int* out_places;  // of each pixel of y, zeros where it fills up the last step
-  int* rows_of_x;   // bytes from the first pixel of x to the one that meets tap 0, of each of y
-  int *in_offset, *out_offset, *target;  // of each piece: bytes within x's and y's pixels; values
-  int *first, *before;                   // of each row: first block, pieces of the rows before it
-  int* used;                             // units of inputs and outputs, one bit each
-};
-
-RESGROW_DEVICE Shared shared_of(const GradPlan& p) {
-  Shared s;
-  s.stages = shared_memory<GradByte>();
-  s.in_places = reinterpret_cast<int*>(s.stages + 2 * p.stage_bytes);
-  s.out_places = s.in_places + p.in_pixels;
-  s.rows_of_x = s.out_places + 16 * p.steps;
-  s.in_offset = s.rows_of_x + 16 * p.steps;
-  s.out_offset = s.in_offset + kGradPieces;
-  s.target = s.out_offset + kGradPieces;
-  s.first = s.target + kGradPieces;
-  s.before = s.first + kGradUnits;
-  s.used = s.before + kGradUnits + 1;
-  return s;
-}
-
-// Where pixel i of an axis of x lies.
-RESGROW_DEVICE int place_on(const GradAxis& axis, int i) {
-  return i % axis.classes * axis.class_pixels + i / axis.classes;
-}
-
-RESGROW_DEVICE void fill_pixels(const GradPlan& p, const Shared& s) {
-  const GradAxis &down = p.axis[0], &right = p.axis[1];
-  for (int i = threadIdx.x; i < p.in_pixels; i += kThreads) {
-    const int place = i % p.row_pixels;
-    const int x = place % right.class_pixels * right.classes + place / right.class_pixels;
-    const bool exists = place / right.class_pixels < right.classes && x < right.extent;
-    s.in_places[i] =
-        exists ? i / p.row_pixels * down.source_step << 16 | x * right.source_step : kSkipped;
-  }
-  for (int i = threadIdx.x; i < 16 * p.steps; i += kThreads) {
-    const int y = i / right.size, x = i % right.size;
-    const bool exists = y < down.size;
-    s.out_places[i] = exists ? y << 16 | x : kZeros;
-    s.rows_of_x[i] =
-        exists ? (y * down.pixel_step * p.row_pixels + x * right.pixel_step) * p.in_pitch : 0;
-  }
-}
-
-// The first of a warp's pieces among `own`.
-RESGROW_DEVICE int first_of(int own, int warp) {
-  return own * warp / kGradWarps;
-}
-
-// Writes the pieces of this share, those of a warp behind one another; returns how many all warps
-// have. Entries out of range get a piece in range: what they sum is of no use, but it is theirs.
-RESGROW_DEVICE int fill_pieces(const GradArgs& a, const Place& here, const Shared& s,
-                               int unit_bytes) {
-  const GradPlan& p = a.plan;
-  const int tid = threadIdx.x, subs = p.sub_in * p.sub_out;
-  if (tid < here.rows) {
-    const int* bounds = a.bounds + (here.first_row + tid) * (p.in_regions + 1) + here.in_region;
-    s.first[tid] = bounds[0];
-    s.before[tid + 1] = max(bounds[1] - bounds[0], 0) * subs;
-  }
-  if (tid < 2) s.used[tid] = 0;
-  __syncthreads();
-  if (tid == 0) {
-    s.before[0] = 0;
-    for (int r = 0; r < here.rows; ++r) s.before[r + 1] += s.before[r];
-  }
-  __syncthreads();
-  const int all = s.before[here.rows];
-  const int shares = min((all + kGradPieces - 1) / kGradPieces, p.most_shares);
-  if (here.share >= shares) return 0;
-  const int each = min((all + shares - 1) / shares, kGradPieces), begin = here.share * each;
-  const int own = min(each, all - begin);
-  for (int i = tid; i < kGradPieces; i += kThreads) {
-    const int number = first_of(own, i / kGradSlots) + i % kGradSlots;
-    if (number >= first_of(own, i / kGradSlots + 1)) {
-      s.in_offset[i] = s.out_offset[i] = 0;
-      s.target[i] = -1;
-      continue;
-    }
-    int row = 0;
-    while (s.before[row + 1] <= begin + number) ++row;
-    const int inputs = (s.before[row + 1] - s.before[row]) / p.sub_out;
-    const int k = begin + number - s.before[row], out = k / inputs;
-    const int block = s.first[row] + k % inputs / p.sub_in, in = k % inputs % p.sub_in;
-    const int tap = min(max(a.tap[block], 0), a.taps - 1);
-    const int col = a.col[block] - here.in_region * p.region_cols;
-    const int in_unit = min(max(col, 0), p.region_cols - 1) * p.sub_in + in;
-    const int out_unit = row * p.sub_out + out;
-    const int pixels = tap / a.kernel_width * p.axis[0].tap_step * p.row_pixels +
-                       place_on(p.axis[1], tap % a.kernel_width * p.axis[1].tap_step);
-    s.in_offset[i] = pixels * p.in_pitch + in_unit * unit_bytes;
-    s.out_offset[i] = out_unit * unit_bytes;
-    s.target[i] = (block * a.block_in + in * 16) * a.block_out + out * 16;
-    atomicOr(&s.used[0], 1 << in_unit);
-    atomicOr(&s.used[1], 1 << out_unit);
-  }
-  return own;
-}
-
-// The 16-byte columns of a stage that a thread copies: every `step`-th pixel of one.
-template <class T>
-struct Column {
-  const T* from;  // of the first pixel of the tensor
-  int to, row, step;
-  bool needed, exists;  // whether a piece reads it; whether the tensor has it, or it is zeros
-
-  RESGROW_DEVICE Column(const void* tensor, int units, int used, int first, int limit) {
-    constexpr int per_unit = sizeof(T), values = 16 / sizeof(T);  // 16-byte columns of 16 channels
-    const int columns = units * per_unit, column = threadIdx.x % columns;
-    step = kThreads / columns;
-    row = threadIdx.x / columns;
-    needed = row < step && used >> column / per_unit & 1;
-    exists = column * values < limit;
-    from = static_cast<const T*>(tensor) + first + (exists ? column * values : 0);
-    to = column * 16;
-  }
-};
-
-// A rectangle of an image of x or y, in pixels.
-struct Window {
-  int image, top, left, height, width;
-};
-
-// Copies one part of `turns`. Places are looked up for several copies at a time: each look-up takes
-// as long as many copies.
-template <class T>
-RESGROW_DEVICE void copy_pixels(const Column<T>& c, const Window& w, const int* places, int count,
-                                int channels, GradByte* to, int pitch, int turn, int turns) {
-  constexpr int batch = 4;
-  if (!c.needed) return;
-  for (int first = c.row + turn * batch * c.step; first < count; first += turns * batch * c.step) {
-    int place[batch];
-    RESGROW_UNROLL
-    for (int i = 0; i < batch; ++i)
-      place[i] = first + i * c.step < count ? places[first + i * c.step] : kSkipped;
-    RESGROW_UNROLL
-    for (int i = 0; i < batch; ++i) {
-      if (place[i] == kSkipped) continue;
-      const int y = w.top + (place[i] >> 16), x = w.left + (place[i] & 0xffff);
-      const bool inside = c.exists && place[i] >= 0 &&
-                          static_cast<unsigned>(y) < static_cast<unsigned>(w.height) &&
-                          static_cast<unsigned>(x) < static_cast<unsigned>(w.width);
-      const int pixel = inside ? (w.image * w.height + y) * w.width + x : 0;
-      copy_async<16>(to + (first + i * c.step) * pitch + c.to,
-                     c.from + static_cast<Int>(pixel) * channels, inside);
-    }
-  }
-}
-
-// Copies into a stage what a patch needs, or one part of it.
-template <class T>
-struct Loader {
-  const GradArgs& a;
-  const Shared& s;
-  Column<T> in, out;
-
-  RESGROW_DEVICE void load(int patch, int number, int turn, int turns) const {
-    const GradPlan& p = a.plan;
-    const GradAxis &down = p.axis[0], &right = p.axis[1];
-    const int per_image = down.count * right.count, image = patch / per_image;
-    const int y = patch % per_image / right.count * down.size;
-    const int x = patch % per_image % right.count * right.size;
-    GradByte* stage = s.stages + number * p.stage_bytes;
-    const Window of_x{image, y * down.stride - down.padding, x * right.stride - right.padding,
-                      down.in, right.in};
-    copy_pixels(in, of_x, s.in_places, p.in_pixels, a.channels, stage, p.in_pitch, turn, turns);
-    copy_pixels(out, {image, y, x, down.out, right.out}, s.out_places, 16 * p.steps, a.outputs,
-                stage + p.in_pixels * p.in_pitch, p.out_pitch, turn, turns);
-  }
-};
+constexpr int kAhead = 4;  // fragments of x on their way from shared memory
 
 // Two neighbouring outputs.
 template <class T>
@@ -250,7 +43,7 @@ struct alignas(2 * sizeof(T)) Pair {
 
 template <class T>
 RESGROW_DEVICE void store_piece(T* values, int row_values, const float (&sums)[2][4]) {
-  T* at = values + grad_lane() / 4 * row_values + grad_lane() % 4 * 2;
+  T* at = values + lane_of_warp() / 4 * row_values + lane_of_warp() % 4 * 2;
   RESGROW_UNROLL
   for (int i = 0; i < 4; ++i) {
     const float* pair = &sums[i % 2][i / 2 * 2];
@@ -261,7 +54,7 @@ RESGROW_DEVICE void store_piece(T* values, int row_values, const float (&sums)[2
 
 template <class Mma>
 RESGROW_KERNEL(kThreads)
-void weight_grad(GradArgs a) {
+void sum_pieces(Args a) {
   using T = typename Mma::Value;
   constexpr int unit_bytes = 16 * sizeof(T);
   const GradPlan& p = a.plan;
@@ -292,22 +85,23 @@ void weight_grad(GradArgs a) {
 
   float sums[kGradSlots][2][4] = {};
   const int begin = here.part * p.part_patches, end = min(begin + p.part_patches, p.patches);
-  loader.load(begin, 0, 0, 1);
+  loader.load(patch_at(p, begin), 0, 0, 1);
   copy_async_commit();
   RESGROW_NO_UNROLL
   for (int patch = begin; patch < end; ++patch) {
     const int number = (patch - begin) % 2;
-    const GradByte* stage = s.stages + number * p.stage_bytes;
+    const Patch next = patch_at(p, patch + 1);
+    const Byte* stage = s.stages + number * p.stage_bytes;
     copy_async_wait<0>();
     __syncthreads();
-    const GradByte* outputs = stage + p.in_pixels * p.in_pitch + Mma::output_byte(p.out_pitch);
+    const Byte* outputs = stage + p.in_pixels * p.in_pitch + Mma::output_byte(p.out_pitch);
     RESGROW_NO_UNROLL
     for (int step = 0; step < p.steps; ++step, outputs += 16 * p.out_pitch) {
-      const GradByte* rows[Mma::kRows];
+      const Byte* rows[Mma::kRows];
       RESGROW_UNROLL
       for (int i = 0; i < Mma::kRows; ++i)
         rows[i] = stage + s.rows_of_x[step * 16 + Mma::pixel(i)] + Mma::input_byte();
-      if (patch + 1 < end) loader.load(patch + 1, 1 - number, step, p.steps);
+      if (patch + 1 < end) loader.load(next, 1 - number, step, p.steps);
       typename Mma::Output y;
       RESGROW_UNROLL
       for (int group = 0; group < kGradSlots; group += kAhead) {
@@ -393,10 +187,10 @@ Int workspace(const BlockSparseCall& call) {
 }
 
 template <class Mma>
-Status run_with(const GradArgs& args, Stream stream) {
+Status run_with(const Args& args, Stream stream) {
   const GradPlan& p = args.plan;
   const Int blocks = Int{p.parts} * p.most_shares * p.groups * p.in_regions * p.out_regions;
-  return launch(&weight_grad<Mma>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
+  return launch(&sum_pieces<Mma>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
                 p.shared_bytes, stream, args);
 }
 
@@ -411,41 +205,43 @@ Status run(const BlockSparseCall& call, Stream stream) {
              call.row, call.col, n(call.blocks), n(s.rows), p.in_regions, p.region_cols, bounds);
   if (status != 0) return status;
   void* behind = static_cast<char*>(call.workspace) + bounds_bytes(call, p);
-  const GradArgs args{p,
-                      n(s.channels / s.groups),
-                      n(s.outputs / s.groups),
-                      n(s.rows / s.groups),
-                      n(s.channels),
-                      n(s.outputs),
-                      n(s.kernel[0] * s.kernel[1]),
-                      n(s.kernel[1]),
-                      n(s.block_in),
-                      n(s.block_out),
-                      call.col,
-                      call.tap,
-                      bounds,
-                      call.x,
-                      call.y,
-                      call.values,
-                      p.parts > 1 ? static_cast<float*>(behind) : nullptr,
-                      size_of(call)};
+  const Args args{p,
+                  n(s.channels / s.groups),
+                  n(s.outputs / s.groups),
+                  n(s.rows / s.groups),
+                  n(s.channels),
+                  n(s.outputs),
+                  n(s.kernel[0] * s.kernel[1]),
+                  n(s.kernel[1]),
+                  n(s.block_in),
+                  n(s.block_out),
+                  call.col,
+                  call.tap,
+                  bounds,
+                  call.x,
+                  call.y,
+                  call.values,
+                  p.parts > 1 ? static_cast<float*>(behind) : nullptr,
+                  size_of(call)};
   switch (call.type) {
     case Type::bfloat16:
-      status = run_with<GradMma16<BFloat16>>(args, stream);
+      status = run_with<Mma16<BFloat16>>(args, stream);
       break;
     case Type::float16:
-      status = run_with<GradMma16<Half>>(args, stream);
+      status = run_with<Mma16<Half>>(args, stream);
       break;
     default:
-      status = call.tf32 ? run_with<GradMmaFloat<1>>(args, stream)
-                         : run_with<GradMmaFloat<3>>(args, stream);
+      status =
+          call.tf32 ? run_with<MmaFloat<1>>(args, stream) : run_with<MmaFloat<3>>(args, stream);
   }
   if (status != 0 || p.parts == 1) return status;
   return add_block_sparse_parts(call.type, behind, size_of(call), p.parts, call.values, stream);
 }
 
 }  // namespace
+}  // namespace weight_grad
 
-const BlockSparsePath block_sparse_weight_grad = {fits, workspace, run};
+const BlockSparsePath block_sparse_weight_grad = {weight_grad::fits, weight_grad::workspace,
+                                                  weight_grad::run};
 
 }  // namespace resgrow

@@ -55,21 +55,23 @@ int row_pixels(const GradAxis& down, const GradAxis& right) {
   return least;
 }
 
-// Of `steps` steps, the patch that reads least.
+// Of at most `steps` steps, the patch with the least to do: pixels of y count twice, as they are
+// multiplied, too.
 void choose_patch(const BlockSparseCall& call, int steps, GradPlan& p) {
   const auto& s = call.shape;
-  const int pixels = 16 * steps, fewest = ceil_div(s.out_width, pixels);
+  const int fewest = ceil_div(s.out_width, 16 * steps);
   float least = 0;
   for (int count = fewest; count < fewest + 8 && count <= s.out_width; ++count) {
     const GradAxis x = axis_of(call, 1, ceil_div(s.out_width, count));
-    const GradAxis y = axis_of(call, 0, max(pixels / x.size, 1));
-    const float read = float(x.count) * y.count * (float(x.extent) * y.extent + pixels);
-    if (least != 0 && read >= least) continue;
-    least = read;
+    const GradAxis y = axis_of(call, 0, max(16 * steps / x.size, 1));
+    const int its_steps = ceil_div(Int{x.size} * y.size, 16);
+    const float work = float(x.count) * y.count * (float(x.extent) * y.extent + 32 * its_steps);
+    if (least != 0 && work >= least) continue;
+    least = work;
     p.axis[0] = y;
     p.axis[1] = x;
+    p.steps = its_steps;
   }
-  p.steps = steps;
   p.row_pixels = row_pixels(p.axis[0], p.axis[1]);
   p.in_pixels = static_cast<int>(min(Int{p.axis[0].extent} * p.row_pixels, kMostPixels));
   p.patches = static_cast<int>(s.samples * p.axis[0].count * p.axis[1].count);
@@ -77,15 +79,27 @@ void choose_patch(const BlockSparseCall& call, int steps, GradPlan& p) {
 
 struct Load {
   float density;  // of blocks
-  int taps, value_bytes, tensor_clocks;
+  int taps, value_bytes, tensor_clocks, processors;
+  float values;  // of all blocks
 };
 
-// Blocks of threads that a region will need: masks are uneven, so that room is left for two
-// standard deviations of a random one.
+// Masks are uneven: room is left for two standard deviations of a random one, whose variance is
+// this times its pieces.
+float unevenness(const Load& load, const GradPlan& p) {
+  return (1 - load.density) * p.sub_in * p.sub_out;
+}
+
+// Blocks of threads that a region will need.
 int shares_of(const Load& load, const GradPlan& p) {
   const float cells = float(p.in_units) * p.out_units * load.taps, pieces = cells * load.density;
-  const float uneven = 2 * sqrtf(pieces * (1 - load.density) * p.sub_in * p.sub_out);
-  return max(ceil_div(static_cast<Int>(min(pieces + uneven, cells)), kGradPieces), 1);
+  const float most = min(pieces + 2 * sqrtf(pieces * unevenness(load, p)), cells);
+  return max(ceil_div(static_cast<Int>(most), kGradPieces), 1);
+}
+
+// Block columns of a region of so many rows whose pieces just fill one block of threads.
+int filling_cols(const Load& load, const GradPlan& p) {
+  const float v = unevenness(load, p), root = sqrtf(v + kGradPieces) - sqrtf(v);
+  return static_cast<int>(root * root / (p.sub_in * p.out_units * load.taps * load.density));
 }
 
 // Clocks of one multiprocessor for everything, or 0 where it does not fit.
@@ -96,19 +110,24 @@ float estimate(const Load& load, int most_shared, GradPlan& p) {
   p.out_pitch = p.out_units * 16 * load.value_bytes + padding;
   p.stage_bytes = (p.in_pixels * p.in_pitch + 16 * p.steps * p.out_pitch + 127) / 128 * 128;
   p.shared_bytes = 2 * p.stage_bytes + table_bytes(p);
-  if (p.in_pixels >= kMostPixels || p.shared_bytes > most_shared) return 0;
+  const GradAxis &down = p.axis[0], &right = p.axis[1];
+  const bool near = down.extent * Int{down.source_step} <= 1 << 15 &&
+                    right.extent * Int{right.source_step} <= 1 << 15;  // the kernel packs places
+  if (!near || p.in_pixels >= kMostPixels || p.shared_bytes > most_shared) return 0;
   const float cells = float(p.in_units) * p.out_units * load.taps;
   const int shares = shares_of(load, p);
   const float pieces = cells * load.density / shares;
   const float fragment = 256.0f * load.value_bytes / kSharedRate;
-  const float read =
-      float(p.axis[0].extent * p.axis[1].extent) * p.in_pitch + 16.0f * p.steps * p.out_pitch;
+  const float read = float(down.extent * right.extent) * p.in_pitch + 16.0f * p.steps * p.out_pitch;
   const float shared = read / kSharedRate + p.steps * (pieces + kGradWarps) * fragment;
   const float tensor = p.steps * pieces * load.tensor_clocks;
   const float slowest = max(max(read / kCacheRate, shared), tensor);
   p.most_shares = ceil_div(static_cast<Int>(cells), kGradPieces);
-  return float(p.patches) * p.groups * p.in_regions * p.out_regions * shares *
-         (slowest + kPatchClocks);
+  const float tiles = float(p.groups) * p.in_regions * p.out_regions * shares;
+  // As many parts as fill the device: each writes its sums, and they are read again.
+  const float parts = load.processors / tiles;
+  const float sums = parts > 1 ? parts * load.values * 2 * sizeof(float) / kCacheRate : 0;
+  return p.patches * tiles * (slowest + kPatchClocks) + sums;
 }
 
 // Parts of the patches such that the blocks of threads, one per multiprocessor, end together.
@@ -140,6 +159,18 @@ BlockSparseCall as_row(BlockSparseCall call) {
   return call;
 }
 
+// Regions of about `cols` x `rows` blocks, made even; false where they are too large.
+bool choose_region(const BlockSparseCall& call, int cols, int rows, GradPlan& p) {
+  const Int group_rows = call.shape.rows / call.shape.groups;
+  p.in_regions = ceil_div(call.shape.cols, cols);
+  p.region_cols = ceil_div(call.shape.cols, p.in_regions);
+  p.in_units = p.region_cols * p.sub_in;
+  p.out_regions = ceil_div(group_rows, rows);
+  p.region_rows = ceil_div(group_rows, p.out_regions);
+  p.out_units = p.region_rows * p.sub_out;
+  return p.in_units <= kGradUnits && p.out_units <= kGradUnits;
+}
+
 }  // namespace
 
 GradPlan plan_weight_grad(const BlockSparseCall& given, int most_shared) {
@@ -147,36 +178,36 @@ GradPlan plan_weight_grad(const BlockSparseCall& given, int most_shared) {
   const auto& s = call.shape;
   const int taps = static_cast<int>(s.kernel[0] * s.kernel[1]);
   const bool is_float = call.type == Type::float32;
-  const Load load{float(call.blocks) / (float(s.rows) * s.cols * taps), taps, is_float ? 4 : 2,
-                  is_float ? (call.tf32 ? 6 : 18) : 3};
-  const int group_rows = static_cast<int>(s.rows / s.groups);
+  const Load load{float(call.blocks) / (float(s.rows) * s.cols * taps),
+                  taps,
+                  is_float ? 4 : 2,
+                  is_float ? (call.tf32 ? 6 : 18) : 3,
+                  call.processors,
+                  float(call.blocks) * s.block_in * s.block_out};
   GradPlan best{};
   float least = 0;
-  for (int steps = 1; steps <= 4; steps *= 2) {
-    GradPlan p{};
-    p.samples = static_cast<int>(s.samples);
-    p.groups = static_cast<int>(s.groups);
-    p.sub_in = static_cast<int>(s.block_in / 16);
-    p.sub_out = static_cast<int>(s.block_out / 16);
+  GradPlan p{};
+  p.samples = static_cast<int>(s.samples);
+  p.groups = static_cast<int>(s.groups);
+  p.sub_in = static_cast<int>(s.block_in / 16);
+  p.sub_out = static_cast<int>(s.block_out / 16);
+  const auto consider = [&](int cols, int rows) {
+    if (!choose_region(call, cols, rows, p)) return false;
+    const float clocks = estimate(load, most_shared, p);
+    if (clocks != 0 && (least == 0 || clocks < least)) {
+      least = clocks;
+      best = p;
+      best.exists = true;
+    }
+    return true;
+  };
+  for (int steps = 1; steps <= 8; steps *= 2) {
     choose_patch(call, steps, p);
-    // 1, 2, 3, 4, 6, 8, 12, ... columns and 1, 2, 4, 8, ... rows, made even.
-    for (int cols = 1; cols == 1 || cols < 2 * s.cols;
-         cols = cols & (cols - 1) ? cols / 3 * 4 : max(cols / 2 * 3, 2)) {
-      p.in_regions = ceil_div(s.cols, cols);
-      p.region_cols = ceil_div(s.cols, p.in_regions);
-      p.in_units = p.region_cols * p.sub_in;
-      if (p.in_units > kGradUnits) break;
-      for (int rows = 1; rows == 1 || rows < 2 * group_rows; rows *= 2) {
-        p.out_regions = ceil_div(group_rows, rows);
-        p.region_rows = ceil_div(group_rows, p.out_regions);
-        p.out_units = p.region_rows * p.sub_out;
-        if (p.out_units > kGradUnits) break;
-        const float clocks = estimate(load, most_shared, p);
-        if (clocks == 0 || (least != 0 && clocks >= least)) continue;
-        least = clocks;
-        best = p;
-        best.exists = true;
-      }
+    bool fits = true;
+    for (int rows = 1; fits && rows < 2 * s.rows / s.groups; rows *= 2) {
+      fits = consider(1, rows);
+      for (int cols = 2; consider(cols, rows) && cols < s.cols;) cols *= 2;
+      consider(max(filling_cols(load, p), 1), rows);
     }
   }
   if (best.exists) choose_parts(call, load, best);

@@ -3,20 +3,18 @@
 // y (16 pixels, 16 outputs).
 #pragma once
 
-#include "cuda/kernels/block_sparse_weight_grad.h"
-#include "cuda/kernels/device.h"
+#include "cuda/kernels/block_sparse_weight_grad_work.cuh"
 
 namespace resgrow {
+namespace weight_grad {
 
-using GradByte = unsigned char;
-
-RESGROW_DEVICE int grad_lane() {
+RESGROW_DEVICE int lane_of_warp() {
   return static_cast<int>(threadIdx.x) % 32;
 }
 
 // 16-bit values: two m16n8k16.
 template <class T>
-struct GradMma16 {
+struct Mma16 {
   using Value = T;
   static constexpr int kRows = 1;  // pixels of x, of a step, that a lane reads
 
@@ -28,16 +26,15 @@ struct GradMma16 {
   };
 
   // Number of the lane's pixel, and where in it the lane begins.
-  RESGROW_DEVICE static int pixel(int) { return grad_lane() % 8 + grad_lane() / 16 * 8; }
-  RESGROW_DEVICE static int input_byte() { return grad_lane() / 8 % 2 * 16; }
+  RESGROW_DEVICE static int pixel(int) { return lane_of_warp() % 8 + lane_of_warp() / 16 * 8; }
+  RESGROW_DEVICE static int input_byte() { return lane_of_warp() / 8 % 2 * 16; }
   RESGROW_DEVICE static int output_byte(int pitch) {
-    return (grad_lane() % 8 + grad_lane() / 8 % 2 * 8) * pitch + grad_lane() / 16 * 16;
+    return (lane_of_warp() % 8 + lane_of_warp() / 8 % 2 * 8) * pitch + lane_of_warp() / 16 * 16;
   }
-  RESGROW_DEVICE static void load_input(Input& in, const GradByte* const (&rows)[kRows],
-                                        int offset) {
+  RESGROW_DEVICE static void load_input(Input& in, const Byte* const (&rows)[kRows], int offset) {
     load_matrices_transposed(in.r, rows[0] + offset);
   }
-  RESGROW_DEVICE static void load_output(Output& out, const GradByte* at, int) {
+  RESGROW_DEVICE static void load_output(Output& out, const Byte* at, int) {
     load_matrices_transposed(out.r, at);
   }
   RESGROW_DEVICE static void multiply(float (&d)[2][4], const Input& in, const Output& out) {
@@ -50,7 +47,7 @@ struct GradMma16 {
 // float on tf32 tensor cores, m16n8k8: one pass rounds operands to 10 bits of mantissa; three add
 // the products with what the rounding lost.
 template <int passes>
-struct GradMmaFloat {
+struct MmaFloat {
   using Value = float;
   static constexpr int kRows = 4;
 
@@ -61,20 +58,19 @@ struct GradMmaFloat {
     unsigned r[2][2][2], lost[2][2][2];  // [8 pixels][8 outputs][register]
   };
 
-  RESGROW_DEVICE static int pixel(int i) { return grad_lane() % 4 + 4 * i; }
-  RESGROW_DEVICE static int input_byte() { return grad_lane() / 4 * 4; }
+  RESGROW_DEVICE static int pixel(int i) { return lane_of_warp() % 4 + 4 * i; }
+  RESGROW_DEVICE static int input_byte() { return lane_of_warp() / 4 * 4; }
   RESGROW_DEVICE static int output_byte(int pitch) {
-    return grad_lane() % 4 * pitch + grad_lane() / 4 * 4;
+    return lane_of_warp() % 4 * pitch + lane_of_warp() / 4 * 4;
   }
-  RESGROW_DEVICE static void load_input(Input& in, const GradByte* const (&rows)[kRows],
-                                        int offset) {
+  RESGROW_DEVICE static void load_input(Input& in, const Byte* const (&rows)[kRows], int offset) {
     RESGROW_UNROLL
     for (int i = 0; i < 8; ++i) {
-      const GradByte* at = rows[i / 4 * 2 + i / 2 % 2] + offset + i % 2 * 32;
+      const Byte* at = rows[i / 4 * 2 + i / 2 % 2] + offset + i % 2 * 32;
       in.r[i / 4][i % 4] = load<unsigned>(at);
     }
   }
-  RESGROW_DEVICE static void load_output(Output& out, const GradByte* at, int pitch) {
+  RESGROW_DEVICE static void load_output(Output& out, const Byte* at, int pitch) {
     RESGROW_UNROLL
     for (int i = 0; i < 8; ++i) {
       const unsigned v = load<unsigned>(at + (i / 4 * 8 + i % 2 * 4) * pitch + i / 2 % 2 * 32);
@@ -106,4 +102,5 @@ struct GradMmaFloat {
   }
 };
 
+}  // namespace weight_grad
 }  // namespace resgrow
