@@ -22,6 +22,7 @@ RESGROW_KERNEL(kSelectThreads) void select_prepare(SelectWork work, SelectTable 
     *work.state = {};
     work.state->nan = kSelectNoNan;
     work.state->rank = work.rank;
+    work.state->left = work.key_bits;
   }
 }
 
@@ -61,6 +62,7 @@ SelectPlan plan_select(const SelectCall& call, int key_bytes) {
   work.size = call.size;
   work.items = call.items;
   work.tensors = call.tensors;
+  work.key_bits = 8 * key_bytes;
   work.damping = call.damping;
   // Every warp may leave its last page half empty.
   if (call.sample > 0) {

@@ -37,16 +37,11 @@ Status launch_rank(const SelectCall& call, const SelectPlan& plan, Stream stream
                       stream, plan.work);
     }
   }
-  SelectDigit digit{Ord::kBits, 0, 0, call.sample == 0};
-  while (status == 0 && digit.shift > Source::kZeroBits) {
-    digit.known |= ((U64{1} << digit.bits) - 1) << digit.shift % 64;
-    digit.bits = digit.shift - Source::kZeroBits < kSelectDigitBits
-                     ? digit.shift - Source::kZeroBits
-                     : kSelectDigitBits;
-    digit.shift -= digit.bits;
+  // Digits that are not left, of candidates that differ in few, are passed over.
+  constexpr int digits = (Ord::kBits - Source::kZeroBits + kSelectDigitBits - 1) / kSelectDigitBits;
+  for (int i = 0; i < digits && status == 0; ++i) {
     status = launch(&select_digit<Source>, grid, block, sizeof(SelectHistogramShared), stream,
-                    plan.work, digit);
-    digit.look_for_nan = false;
+                    plan.work, i == 0 && call.sample == 0);
   }
   return status;
 }
@@ -54,9 +49,8 @@ Status launch_rank(const SelectCall& call, const SelectPlan& plan, Stream stream
 template <class Source>
 Status launch_masks(const SelectPlan& plan, Int drop, Stream stream) {
   const dim3 grid(plan.blocks), block(kSelectThreads);
-  const Status status =
-      launch(&select_masks<Source>, grid, block, (kSelectWarps + 1) * sizeof(U64), stream,
-             plan.work, static_cast<U64>(drop));
+  const Status status = launch(&select_masks<Source>, grid, block, (kSelectWarps + 1) * sizeof(U64),
+                               stream, plan.work, static_cast<U64>(drop));
   if (status != 0) return status;
   return launch(&select_mask_ties<Source>, grid, block, 0, stream, plan.work,
                 static_cast<U64>(drop));

@@ -123,7 +123,7 @@ void select_masks(SelectWork work, U64 drop) {
     write_all(work, bound);
   }
   if (!bound.parted) return;
-  if (!last_block(work.state, reinterpret_cast<unsigned*>(sums + kSelectWarps))) return;
+  if (!last_block(work.state, gridDim.x, reinterpret_cast<unsigned*>(sums + kSelectWarps))) return;
   sum_runs(work.runs, sums);
 }
 

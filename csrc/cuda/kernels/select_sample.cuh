@@ -43,6 +43,17 @@ struct SelectBracketShared {
   SelectChosen chosen[2];
 };
 
+// Adds the digits above `shift` of the keys whose known bits are those found.
+template <class Key, int each>
+RESGROW_DEVICE void count_sample(const Key (&keys)[each], Key found, Key known, int shift, int bits,
+                                 unsigned* counts) {
+  RESGROW_UNROLL
+  for (int i = 0; i < each; ++i) {
+    const unsigned digit = static_cast<unsigned>(keys[i] >> shift) & ((1u << bits) - 1);
+    if (((keys[i] ^ found) & known) == 0) atomicAdd(&counts[digit], 1u);
+  }
+}
+
 // One block: the keys of the sample's ranks from and to, which bracket the rank that is sought.
 template <class Source>
 RESGROW_KERNEL(kSelectSampleThreads)
@@ -71,17 +82,12 @@ void select_bracket(SelectWork work, int sample, int from, int to) {
       shared.histograms[i / kSelectBins][i % kSelectBins] = 0;
     }
     __syncthreads();
-    RESGROW_UNROLL
-    for (int i = 0; i < each; ++i) {
-      const unsigned digit = static_cast<unsigned>(keys[i] >> shift) & ((1u << bits) - 1);
-      for (int end = 0; end < 2; ++end) {
-        if (((keys[i] ^ found[end]) & known) == 0) atomicAdd(&shared.histograms[end][digit], 1u);
-      }
-    }
+    const bool both = found[0] == found[1];
+    count_sample(keys, found[0], known, shift, bits, shared.histograms[0]);
+    if (!both) count_sample(keys, found[1], known, shift, bits, shared.histograms[1]);
     __syncthreads();
-    for (int end = 0; end < 2; ++end) {
-      choose(shared.histograms[end], ranks[end], shared.sums, &shared.chosen[end]);
-    }
+    choose(shared.histograms[0], ranks[0], shared.sums, &shared.chosen[0]);
+    choose(shared.histograms[both ? 0 : 1], ranks[1], shared.sums, &shared.chosen[1]);
     __syncthreads();
     for (int end = 0; end < 2; ++end) {
       found[end] |= static_cast<Key>(shared.chosen[end].bin) << shift;
@@ -212,7 +218,10 @@ RESGROW_DEVICE void conclude_partition(const SelectWork& work) {
   if (work.rank > to_lower && work.rank <= to_inside) {
     if (s.pages > work.pages) return;
     s.where = kSelectCandidates;
+    s.key = s.lower;
     s.rank = work.rank - to_lower;
+    s.left = 0;
+    for (U64 range = s.upper - s.lower; range > 0; range >>= 1) ++s.left;
     s.below = to_lower;
   } else if (s.ends && work.rank > below && work.rank <= to_lower) {
     s.where = kSelectFound;
@@ -258,7 +267,7 @@ void select_partition(SelectWork work) {
   }
   __syncthreads();
   if (threadIdx.x < kSelectParts) atomicAdd(&work.state->parts[threadIdx.x], sums[threadIdx.x]);
-  if (!last_block(work.state, reinterpret_cast<unsigned*>(sums + kSelectParts))) return;
+  if (!last_block(work.state, gridDim.x, reinterpret_cast<unsigned*>(sums + kSelectParts))) return;
   if (threadIdx.x == 0) conclude_partition(work);
 }
 

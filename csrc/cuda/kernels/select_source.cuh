@@ -80,7 +80,7 @@ RESGROW_DEVICE uint4 load_elements(const T* p, int count) {
 }
 
 RESGROW_DEVICE uint4 load_vector(const void* p, bool again) {
-  return again ? load<uint4>(p) : load_once(p);
+  return again ? __ldg(static_cast<const uint4*>(p)) : load_once(p);
 }
 
 template <class T>

@@ -64,9 +64,10 @@ struct SelectState {
   U64 lower, upper;  // keys of the bracket
   int ends;          // whether scores < lower and > upper are counted
   U64 parts[kSelectParts];
-  U64 rank;          // of the score that is sought, among those with the digits found so far
-  U64 key;           // these digits, at last the key of the score
-  U64 below, equal;  // scores with a smaller key and with this one, as far as digits are found
+  // The key that is sought is less than 2^left above `key`; `rank` is its rank among such keys.
+  U64 key, rank;
+  int left;
+  U64 below, equal;  // scores with a smaller key and with this one, as far as it is known
 };
 
 // Candidates are kept in pages that warps take one by one, so that appending to the own page needs
@@ -85,7 +86,7 @@ struct SelectWork {
   U64 rank;             // that is sought among all
   Int size;
   unsigned items, pages;
-  int tensors;
+  int tensors, key_bits;
   double damping;
 };
 
@@ -152,12 +153,13 @@ RESGROW_DEVICE U64 block_before(U64 v, U64* sums) {
   return before;
 }
 
-// Whether this block is the kernel's last: what the others wrote before is seen by all its threads.
-RESGROW_DEVICE bool last_block(SelectState* state, unsigned* shared) {
+// Whether this block is the last of the first `blocks`: what the others wrote before is seen by all
+// its threads.
+RESGROW_DEVICE bool last_block(SelectState* state, unsigned blocks, unsigned* shared) {
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    *shared = atomicAdd(&state->ticket, 1u) == gridDim.x - 1;
+    *shared = atomicAdd(&state->ticket, 1u) == blocks - 1;
     if (*shared) state->ticket = 0;
   }
   __syncthreads();
