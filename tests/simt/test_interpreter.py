@@ -73,6 +73,7 @@ FAULTS = [
     ("local_end", 32, 32, 0, lambda x: x[:4].repeat(8), r"index out of an array's bounds"),
     ("vectors", 129, 128, 0, lambda x: x[:128], r"reads at an address that is not a multiple of 16: byte"),
     ("vectors_by_pointer", 65, 32, 0, lambda x: x[:64:2], r"accesses a type at an address that is not a multiple of 8"),
+    ("local_of_another", 32, 32, 0, lambda x: x, r"reads another thread's local memory"),
     ("histogram", 64, 64, 0, lambda x: x, r"race: .* shared memory"),
     ("waited", 256, 256, 0, lambda x: x, r"while the copy_async .* has not been waited for"),
     ("committed", 256, 256, 0, lambda x: x, r"while the copy_async .* has not been waited for"),
@@ -154,6 +155,17 @@ def test_tensors_from_before_are_named(simt: ModuleType) -> None:
         x = torch.ones(1 << 20)
     with pytest.raises(RuntimeError, match=r"copy .*machine\.put"):
         run("shared_end", x, torch.ones(32))
+
+
+def test_waiting_for_ever(simt: ModuleType) -> None:
+    tensors = torch.randn(32), torch.empty(32), torch.empty(1), torch.zeros(1, dtype=torch.int32)
+    simt.set_patience(10_000)
+    try:
+        run("waiting", *tensors)
+        with pytest.raises(RuntimeError, match="a block has made 10000 accesses"):
+            run("waiting", *tensors, wrong=True)
+    finally:
+        simt.set_patience(1 << 30)
 
 
 def test_goes_on_after_a_fault(simt: ModuleType) -> None:

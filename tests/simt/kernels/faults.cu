@@ -177,6 +177,26 @@ void last_block(CaseArgs args) {
   }
 }
 
+// A thread that waits for another's word waits for ever where it has the processor for itself.
+template <bool right>
+RESGROW_KERNEL(32)
+void waiting(CaseArgs args) {
+  args.y[threadIdx.x] = args.x[threadIdx.x];
+  while (!right && atomicAdd(args.counter, 0) == 0) {
+  }
+}
+
+// What is one thread's own may be handed on by accident.
+template <bool right>
+RESGROW_KERNEL(32)
+void local_of_another(CaseArgs args) {
+  float own[1] = {args.x[threadIdx.x]};
+  auto** shared = shared_memory<float*>();
+  shared[threadIdx.x] = own;
+  __syncwarp();
+  args.y[threadIdx.x] = *shared[right ? threadIdx.x : threadIdx.x ^ 1];
+}
+
 template <bool right>
 RESGROW_KERNEL(64)
 void histogram(CaseArgs args) {
@@ -215,6 +235,8 @@ const Case fault_cases[] = {
     {"vectors", &vectors<true>, &vectors<false>, 1, 32, 0},
     {"vectors_by_pointer", &vectors_by_pointer<true>, &vectors_by_pointer<false>, 1, 32, 0},
     {"last_block", &last_block<true>, &last_block<false>, 4, 64, 4},
+    {"waiting", &waiting<true>, &waiting<false>, 1, 32, 0},
+    {"local_of_another", &local_of_another<true>, &local_of_another<false>, 1, 32, 256},
     {"histogram", &histogram<true>, &histogram<false>, 1, 64, 128},
     {},
 };

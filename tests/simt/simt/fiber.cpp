@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#if defined(__x86_64__)
+#if defined(SIMT_ASSEMBLY) && defined(__x86_64__)
 
 // simt_transfer(void** save, void* load): registers that a call preserves go to the stack.
 asm(R"(
@@ -31,7 +31,7 @@ constexpr int kReturn = 6;  // where it is
 constexpr int kFrameWords =
     8;  // an entered function finds its stack at 8 bytes above a multiple of 16
 
-#elif defined(__aarch64__)
+#elif defined(SIMT_ASSEMBLY)
 
 asm(R"(
 .text
@@ -73,7 +73,7 @@ constexpr int kFrameWords = 20;
 
 namespace simt {
 
-#if defined(__x86_64__) || defined(__aarch64__)
+#ifdef SIMT_ASSEMBLY
 
 extern "C" void simt_transfer(void** save, void* load);
 

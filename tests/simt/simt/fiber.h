@@ -5,7 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#if !defined(__x86_64__) && !defined(__aarch64__)
+#if (defined(__x86_64__) || defined(__aarch64__)) && !defined(SIMT_NO_ASSEMBLY)
+#  define SIMT_ASSEMBLY
+#else
 #  include <ucontext.h>
 #endif
 
@@ -18,7 +20,7 @@ class Fiber {
   static void transfer(Fiber& from, Fiber& to);
 
  private:
-#if defined(__x86_64__) || defined(__aarch64__)
+#ifdef SIMT_ASSEMBLY
   void* stack_pointer_ = nullptr;
 #else
   ucontext_t context_;

@@ -67,6 +67,7 @@ void run_block(unsigned number) {
   m.started = ++m.now;
   begin_block();
   m.finished = 0;
+  m.accesses = 0;
   m.barrier = {};
   m.warps.assign((m.count + kWarp - 1) / kWarp, {});
   m.ready.clear();

@@ -87,6 +87,8 @@ struct Machine {
   unsigned started_stacks = 0;
   unsigned char* shared = nullptr;
   uint64_t random = 1;
+  uint64_t patience = uint64_t{1} << 30;  // accesses that a block may make
+  uint64_t accesses = 0;
   uint32_t now = 1;  // grows with everything that orders accesses
   std::string failure;
 

@@ -153,6 +153,12 @@ void begin_block() {
 }
 
 void checked_access(const void* p, size_t size, size_t alignment, Access access, const void* pc) {
+  if (++machine.accesses > machine.patience) {
+    fail_at("a block has made " + std::to_string(machine.patience) +
+                " accesses: it loops for ever or waits for another block or thread, which only a "
+                "barrier can do here",
+            pc);
+  }
   if (!in_shared(p) && is_private(p, access, pc)) return;
   if (reinterpret_cast<uintptr_t>(p) % alignment != 0) {
     fail_at(std::string(verb(access)) + " " + misaligned(p, alignment), pc);

@@ -75,5 +75,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("uninstall", &simt::uninstall);
   m.def("is_installed", [] { return simt::installed != nullptr; });
   m.def("set_seed", &simt::set_seed);
+  m.def("set_patience", [](uint64_t accesses) { simt::machine.patience = accesses; });
   m.def("set_capturing", [](bool value) { simt::is_capturing = value; });
 }
