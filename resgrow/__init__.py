@@ -5,13 +5,28 @@ from resgrow.controller import Budget, Controller, Move
 from resgrow.curvature import curvature
 from resgrow.penalties import GateCoefficients, Gates, GroupPenalty
 from resgrow.saliency import Saliency, saliency
-from resgrow.surgery import Masks, Merged, Swap, compact, fuse, load, merge_linear, prune, save, swap, unswap
+from resgrow.surgery import (
+    Factorised,
+    Masks,
+    Merged,
+    Swap,
+    compact,
+    factorise,
+    fuse,
+    load,
+    merge_linear,
+    prune,
+    save,
+    swap,
+    unswap,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
     "Controller",
+    "Factorised",
     "GateCoefficients",
     "Gates",
     "GroupPenalty",
@@ -22,6 +37,7 @@ __all__ = [
     "Swap",
     "compact",
     "curvature",
+    "factorise",
     "fuse",
     "load",
     "merge_linear",

@@ -3,6 +3,7 @@
 from resgrow.surgery.channel_units import ChannelUnits
 from resgrow.surgery.compact import compact
 from resgrow.surgery.count import LayerCount, count_layers, count_macs, count_params, layer_positions
+from resgrow.surgery.factorise import Factorised, FactorRow, factorise
 from resgrow.surgery.fuse import fuse
 from resgrow.surgery.groups import ChannelGroup, Consumer, channel_groups
 from resgrow.surgery.make_units import make_units
@@ -21,6 +22,8 @@ __all__ = [
     "ChannelGroup",
     "ChannelUnits",
     "Consumer",
+    "FactorRow",
+    "Factorised",
     "LayerCount",
     "Masks",
     "MergeRow",
@@ -35,6 +38,7 @@ __all__ = [
     "count_layers",
     "count_macs",
     "count_params",
+    "factorise",
     "fuse",
     "layer_positions",
     "load",
