@@ -4,7 +4,7 @@
 
 namespace resgrow {
 
-constexpr int kSumThreads = 512;
+constexpr int kSumThreads = 512, kBatch = 8;
 
 RESGROW_DEVICE void store_gate(void* gates, Type type, Int i, double v) {
   switch (type) {
@@ -41,12 +41,22 @@ void tristate_sums(TriStatePlan plan, int lanes) {
   const int group = kSumThreads / lanes;
   const Int channel = blockIdx.x * Int(group) + thread % group;
   if (channel < pass.channels) {
-    const Int repeats = plan.runs / pass.channels;
-    for (Int i = thread / group; i < plan.bands * repeats * plan.parts; i += lanes) {
-      const Int repetition = i / plan.parts, band = repetition / repeats;
-      const Int run = channel + (repetition - band * repeats) * pass.channels;
-      const Int tile = run * plan.run / plan.tile + i % plan.parts;
-      if (tile * plan.tile < (run + 1) * plan.run) sum += *slot_sum<A>(plan, band, run, tile);
+    // Terms are below 2^31: there is not more than about one for 512 values.
+    const unsigned repeats = static_cast<unsigned>(plan.runs / pass.channels);
+    const unsigned terms = static_cast<unsigned>(plan.bands) * repeats * plan.parts;
+    for (unsigned first = thread / group; first < terms; first += kBatch * lanes) {
+      A parts[kBatch];  // on their way together: one latency for all
+      RESGROW_UNROLL
+      for (int k = 0; k < kBatch; ++k) {
+        const unsigned i = first + k * lanes, repetition = i / plan.parts,
+                       band = repetition / repeats;
+        const Int run = channel + (repetition - band * repeats) * pass.channels;
+        const Int tile = first_tile(plan, run) + (i - repetition * plan.parts);
+        const bool there = i < terms && tile * plan.tile < (run + 1) * plan.run;
+        parts[k] = there ? *slot_sum<A>(plan, band, run, tile) : A(0);
+      }
+      RESGROW_UNROLL
+      for (int k = 0; k < kBatch; ++k) sum += parts[k];
     }
   }
   shared[thread] = sum;
@@ -89,9 +99,10 @@ TriStatePlan plan_runs(const TriStatePass& pass) {
   TriStatePlan plan{};
   plan.pass = pass;
   const Int piece = clamp(values_of(pass) / kPieces, kLeastPiece, kMostPiece);
-  plan.tile = over(over(pass.inner, over(pass.inner, piece)), 8) * 8;
-  plan.parts = over(pass.inner, plan.tile);
-  plan.run = plan.parts * plan.tile;
+  plan.piece = over(over(pass.inner, over(pass.inner, piece)), 8) * 8;
+  plan.parts = static_cast<int>(over(pass.inner, plan.piece));
+  plan.run = plan.parts;
+  plan.tile = 1;
   plan.runs = pass.channels;
   plan.tiles = plan.runs * plan.parts;
   plan.bands = pass.outer;
@@ -108,20 +119,20 @@ TriStatePlan plan_columns(const TriStatePass& pass) {
   const Int period = pass.channels * pass.inner;
   const Int power = period & -period;
   plan.runs = pass.channels * (power < count ? count / power : 1);
-  plan.run = pass.inner;
-  plan.cols = plan.runs * plan.run;
-  plan.full_rows = values / plan.cols;
-  plan.rest = values % plan.cols;
-  const Int rows = over(values, plan.cols), vectors = plan.cols / count;
+  plan.run = static_cast<int>(pass.inner);
+  const Int cols = plan.runs * plan.run, rows = over(values, cols), vectors = cols / count;
+  plan.cols = static_cast<int>(cols);
+  plan.full_rows = values / cols;
+  plan.rest = static_cast<int>(values % cols);
   Int widest = kWidth;
   while (widest < kTriStateThreads && widest * rows < kTriStateThreads) widest *= 2;
   plan.tiles = over(vectors, widest);
   Int width = over(vectors, plan.tiles);
   if (plan.tiles > 1) width = over(width, 8) * 8;  // whole lines of 128 bytes
   plan.tiles = over(vectors, width);
-  plan.tile = width * count;
-  plan.parts = plan.run > 1 ? over(plan.run - 1, plan.tile) + 1 : 1;
   plan.width = static_cast<int>(width);
+  plan.tile = static_cast<int>(width * count);
+  plan.parts = plan.run > 1 ? static_cast<int>(over(plan.run - 1, plan.tile)) + 1 : 1;
   plan.lines = kTriStateThreads / plan.width;
   const Int wanted = values / count / (kTriStateThreads * kColumnBlocks);
   plan.rows = static_cast<int>(clamp(over(wanted, 4) * 4, kLeastRows, kMostRows));
@@ -130,17 +141,22 @@ TriStatePlan plan_columns(const TriStatePass& pass) {
   return plan;
 }
 
+// Columns are counted in 32 bits, tiles' ragged ends and a row's periods included.
+bool in_runs(const TriStatePass& pass) {
+  return pass.inner >= kShortestRun || pass.channels * pass.inner >= Int(1) << 27;
+}
+
 TriStatePlan plan_of(const TriStatePass& pass) {
-  return pass.inner >= kShortestRun ? plan_runs(pass) : plan_columns(pass);
+  return in_runs(pass) ? plan_runs(pass) : plan_columns(pass);
 }
 
 Status launch_sums(const TriStatePlan& plan, Stream stream) {
   const Int channels = plan.pass.channels;
   const Int terms = plan.bands * (plan.runs / channels) * plan.parts;
-  // Eight terms to a thread, and eight channels side by side where there are: 32 bytes.
+  // A batch of terms to a thread, and eight channels side by side where there are: 32 bytes.
   const Int side = channels < 8 ? channels : 8;
   int lanes = 1;
-  while (lanes * 8 < terms && lanes * side < kSumThreads) lanes *= 2;
+  while (lanes * kBatch < terms && lanes * side < kSumThreads) lanes *= 2;
   const dim3 grid(static_cast<unsigned>(over(channels, kSumThreads / lanes) + 1));
   const auto kernel =
       plan.pass.type == Type::float64 ? &tristate_sums<double> : &tristate_sums<float>;
@@ -158,8 +174,8 @@ Int tristate_relu_workspace(const TriStatePass& pass) {
 
 Status launch_tristate_relu(const TriStatePass& pass, Stream stream) {
   const TriStatePlan plan = plan_of(pass);
-  const Status status = pass.inner >= kShortestRun ? launch_tristate_runs(plan, stream)
-                                                   : launch_tristate_columns(plan, stream);
+  const Status status =
+      in_runs(pass) ? launch_tristate_runs(plan, stream) : launch_tristate_columns(plan, stream);
   if (status != 0 || !pass.grad_w) return status;
   return launch_sums(plan, stream);
 }

@@ -22,24 +22,33 @@ constexpr int resident(bool sums, bool aligned) {
 // How a pass is split. It follows from the sizes alone, and so does the order of its sums: results
 // are the same on every device.
 //
-// Memory is cut into `bands`, each of `runs` runs of one channel, `run` columns long, the channels
-// in turn. Tiles of `tile` columns cut a band. What one block or warp finds for one channel goes to
-// the slot of its run and its tile, run + tile: the part of the next run in the same tile and that
-// of the same run in the next tile follow.
+// Memory is cut into `bands`, each of `runs` runs of one channel, the channels in turn; a run has
+// `run` columns. `tiles` of `tile` columns cut a band; a run touches `parts` of them at most. What
+// one block or warp finds for one channel goes to the slot of its run and its tile, run + tile: the
+// part of the next run in the same tile and that of the same run in the next tile follow.
 struct TriStatePlan {
   TriStatePass pass;
-  Int bands, runs, run, tiles, tile;
-  Int parts;  // tiles that a run touches, at most
-  Int blocks;
-  // Columns only: a band is a group of rows, runs * run = cols values each.
-  Int cols, full_rows, rest;  // rows of cols values, and the values of a last, shorter one
-  int width, lines, rows;     // a block has `lines` rows of `width` vectors, `rows` times
+  Int bands, runs, tiles, blocks;
+  int run, tile, parts;
+  // Long runs: a band is an index of outer, a column is a piece of `piece` values, and so is a
+  // tile.
+  Int piece;
+  // Columns: a band is a group of rows, `cols` values each, and of a last, shorter one of `rest`
+  // values. A block has `lines` rows of `width` vectors, `rows` times.
+  Int full_rows;
+  int cols, rest;
+  int width, lines, rows;
 };
 
 // Sums: first those of the slots, then each block's sum for d.
 template <class A>
 RESGROW_DEVICE A* slot_sum(const TriStatePlan& plan, Int band, Int run, Int tile) {
   return static_cast<A*>(plan.pass.workspace) + band * (plan.runs + plan.tiles) + run + tile;
+}
+// The first tile that a run touches. Where tiles are wider than one column, columns are below 2^31.
+RESGROW_DEVICE Int first_tile(const TriStatePlan& plan, Int run) {
+  if (plan.tile == 1) return run * plan.run;
+  return static_cast<unsigned>(run * plan.run) / static_cast<unsigned>(plan.tile);
 }
 template <class A>
 RESGROW_DEVICE A* block_sums(const TriStatePlan& plan) {

@@ -9,26 +9,36 @@ namespace resgrow {
 // Adds what the block's threads found for its columns, down the lines, then over each run.
 // sums: (lines, width * count).
 template <class A>
-RESGROW_DEVICE void add_columns(const TriStatePlan& plan, A* sums, Int band, Int tile) {
-  const int columns = static_cast<int>(plan.tile);
+RESGROW_DEVICE void add_columns(const TriStatePlan& plan, A* sums, Int band, int tile) {
+  const int columns = plan.tile;
+  // Where columns are few, several threads share one; each begins with a line that only it reads.
+  const int shares = max(1, min(plan.lines, kTriStateThreads / columns));
   __syncthreads();
-  for (int i = threadIdx.x; i < columns; i += kTriStateThreads) {
+  for (int i = threadIdx.x; i < shares * columns; i += kTriStateThreads) {
     A sum = sums[i];
-    for (int line = 1; line < plan.lines; ++line) sum += sums[line * columns + i];
+    for (int line = i / columns + shares; line < plan.lines; line += shares) {
+      sum += sums[line * columns + i % columns];
+    }
+    sums[i] = sum;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; shares > 1 && i < columns; i += kTriStateThreads) {
+    A sum = sums[i];
+    for (int share = 1; share < shares; ++share) sum += sums[share * columns + i];
     sums[i] = sum;
   }
   __syncthreads();
   // As many lanes to a run as its length fills.
   int lanes = 1;
   while (lanes < kWarp && 2 * lanes <= plan.run) lanes *= 2;
-  const Int begin = tile * columns, end = min(begin + columns, plan.cols);
-  const Int first = begin / plan.run, last = (end - 1) / plan.run;
-  for (Int group = first; group <= last; group += kTriStateThreads / lanes) {
-    const Int run = group + threadIdx.x / lanes;
+  const int begin = tile * columns, end = min(begin + columns, plan.cols);
+  const int first = begin / plan.run, last = (end - 1) / plan.run;
+  for (int group = first; group <= last; group += kTriStateThreads / lanes) {
+    const int run = group + threadIdx.x / lanes;
     A sum = A(0);
     if (run <= last) {
-      const int from = static_cast<int>(max(run * plan.run, begin) - begin);
-      const int to = static_cast<int>(min((run + 1) * plan.run, end) - begin);
+      const int from = max(run * plan.run, begin) - begin;
+      const int to = min((run + 1) * plan.run, end) - begin;
       for (int i = from + threadIdx.x % lanes; i < to; i += lanes) sum += sums[i];
     }
     for (int distance = lanes / 2; distance > 0; distance /= 2) {
@@ -46,23 +56,24 @@ void tristate_columns(TriStatePlan plan) {
   constexpr int count = Thread::count;
   const TriStatePass& pass = plan.pass;
   const int line = threadIdx.x / plan.width, place = threadIdx.x % plan.width;
-  const Int band = blockIdx.x / plan.tiles, tile = blockIdx.x % plan.tiles;
+  const int tile = blockIdx.x % static_cast<unsigned>(plan.tiles);
+  const Int band = blockIdx.x / static_cast<unsigned>(plan.tiles);
   const Int row = band * plan.lines * plan.rows + line;
-  const Int column = tile * plan.tile + place * count;
+  const int column = tile * plan.tile + place * count;
   Thread thread(pass);
   A sum_w[count];
   RESGROW_UNROLL
   for (int j = 0; j < count; ++j) sum_w[j] = A(0);
   if (line < plan.lines && column < plan.cols) {
-    const Int run = column / plan.run;
-    Int channel = run % pass.channels, gates[count];
-    int inside = static_cast<int>(column - run * plan.run);
+    const int run = column / plan.run, channels = static_cast<int>(pass.channels);
+    int channel = run % channels, inside = column - run * plan.run;
+    Int gates[count];
     RESGROW_UNROLL
     for (int j = 0; j < count; ++j) {
       gates[j] = channel * pass.w_stride;
       if (++inside < plan.run) continue;
       inside = 0;
-      if (++channel == pass.channels) channel = 0;
+      if (++channel == channels) channel = 0;
     }
     bool open[count];
     read_gates(pass.w, pass.w_type, gates, open);
@@ -73,7 +84,7 @@ void tristate_columns(TriStatePlan plan) {
     const Int whole = plan.full_rows + (column + count <= plan.rest ? 1 : 0);
     const int left = static_cast<int>(max(min(whole - row, Int(plan.lines) * plan.rows), Int(0)));
     const int n = (left + plan.lines - 1) / plan.lines;
-    const Int first = row * plan.cols + column, step = plan.lines * plan.cols;
+    const Int first = row * plan.cols + column, step = Int(plan.lines) * plan.cols;
     thread.vectors(first, step, n, width, sum_w);
     if (n < plan.rows && row + Int(n) * plan.lines == plan.full_rows) {
       RESGROW_UNROLL
@@ -87,7 +98,7 @@ void tristate_columns(TriStatePlan plan) {
     if (line < plan.lines) {
       RESGROW_UNROLL
       for (int j = 0; j < count; ++j) {
-        shared[kWarp + line * static_cast<int>(plan.tile) + place * count + j] = sum_w[j];
+        shared[kWarp + line * plan.tile + place * count + j] = sum_w[j];
       }
     }
     add_columns(plan, shared + kWarp, band, tile);

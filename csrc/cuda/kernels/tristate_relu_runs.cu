@@ -4,7 +4,6 @@
 
 namespace resgrow {
 
-// bands: outer; runs: channels; tile: values of a piece, `parts` of them to a channel.
 template <class T, bool FORWARD, bool SUMS, bool ALIGNED>
 RESGROW_KERNEL_OF(kTriStateThreads, resident(SUMS, ALIGNED))
 void tristate_runs(TriStatePlan plan) {
@@ -19,9 +18,9 @@ void tristate_runs(TriStatePlan plan) {
   for (Int item = blockIdx.x * Int(warps) + threadIdx.x / kWarp; item < items;
        item += gridDim.x * Int(warps)) {
     const Int band = item / plan.tiles, tile = item % plan.tiles;
-    const Int channel = tile / plan.parts, begin = tile % plan.parts * plan.tile;
+    const Int channel = tile / plan.parts, begin = tile % plan.parts * plan.piece;
     const Int first = (band * pass.channels + channel) * pass.inner + begin;
-    const int length = static_cast<int>(min(plan.tile, pass.inner - begin));
+    const int length = static_cast<int>(min(plan.piece, pass.inner - begin));
     const A open = gate_open(pass.w, pass.w_type, channel * pass.w_stride) ? A(1) : A(0);
     A width[count], sum_w[count];
     RESGROW_UNROLL
@@ -32,8 +31,11 @@ void tristate_runs(TriStatePlan plan) {
     // Vectors lie at multiples of 16 bytes; fewer than a vector's values remain at either end.
     const int head = min(static_cast<int>(-first & (count - 1)), length);
     const int whole = (length - head) / count, tail = (length - head) % count;
-    if (lane < head) thread.value(first + lane, open, sum_w[0]);
-    if (lane < tail) thread.value(first + length - tail + lane, open, sum_w[0]);
+    const int left = lane % (kWarp / 2);  // half of the warp at each end
+    const bool front = lane < kWarp / 2;
+    if (left < (front ? head : tail)) {
+      thread.value(first + (front ? left : length - tail + left), open, sum_w[0]);
+    }
     thread.vectors(first + head + lane * count, kWarp * count, (whole - lane + kWarp - 1) / kWarp,
                    width, sum_w);
     if constexpr (SUMS) {
