@@ -18,6 +18,7 @@ from resgrow.surgery import (
     prune,
     save,
     swap,
+    swap_activations,
     unswap,
 )
 
@@ -47,5 +48,6 @@ __all__ = [
     "saliency",
     "save",
     "swap",
+    "swap_activations",
     "unswap",
 ]

@@ -1,5 +1,6 @@
 """Removing parts of a network: what is coupled, masks, and physically smaller copies. Scores nothing."""
 
+from resgrow.surgery.activations import swap_activations
 from resgrow.surgery.channel_units import ChannelUnits
 from resgrow.surgery.compact import compact
 from resgrow.surgery.count import LayerCount, count_layers, count_macs, count_params, layer_positions
@@ -49,5 +50,6 @@ __all__ = [
     "prune",
     "save",
     "swap",
+    "swap_activations",
     "unswap",
 ]

@@ -112,7 +112,7 @@ def factorise(
 
 @dataclass(frozen=True)
 class _Kind:
-    """How a weight is a matrix to be decomposed, and back, and layers are made of ``(rows, r)`` and ``(r, columns)``."""
+    """How a weight is a matrix to be decomposed, and back; and how ``(rows, r)`` and ``(r, columns)`` are layers."""
 
     matrix: Callable[[Tensor], Tensor]
     weight: Callable[[Tensor, tuple[int, ...]], Tensor]
