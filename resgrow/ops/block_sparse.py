@@ -5,8 +5,9 @@ product, of its input gradient and of its weight gradient is proportional to the
 :mod:`resgrow.ops.reference` states the same in plain torch.
 
 Common to all functions
-    * ``x``: float32, float64 or bfloat16 (accumulated in float32), any strides; channels_last is fastest, and the
-      result has the memory format of ``x``. Results do not depend on the number of threads.
+    * ``x``: float32, float64, bfloat16 and on CUDA float16 (16 bits are accumulated in float32), any strides;
+      channels_last is fastest, and the result has the memory format of ``x``. Results do not depend on the number of
+      threads, and on CUDA not on scheduling: every sum has a fixed order.
     * Differentiable any number of times, backward and forward, in everything floating.
     * Blocks of a multiple of 4 outputs have kernels; (16, 1) and (16, 16) are fastest. Other blocks, and grouped
       convolutions whose groups the blocks do not divide (depthwise ones among them), are computed densely by torch.

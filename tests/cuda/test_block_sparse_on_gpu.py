@@ -1,10 +1,10 @@
-"""block_sparse on a GPU: the CPU's cases, and what only a device has: streams, graphs, several devices, its memory."""
+"""block_sparse on a GPU: large layers, and what only a device has: streams, graphs, several devices, its memory."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from block_sparse_cases import CONVS, close, draw, draw_mask
+from block_sparse_cases import close, draw, draw_mask
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,14 +18,6 @@ pytestmark = [
     pytest.mark.parametrize("machine", [pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True),
 ]
 LARGE = {"padding": 1}
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("block", [*BLOCKS, (8, 1), (5, 2)], ids=str)
-@pytest.mark.parametrize("case", CONVS)
-def test_the_cases_of_the_cpu(case: str, block: tuple[int, int], dtype: torch.dtype, machine) -> None:
-    for layout in (torch.channels_last, torch.contiguous_format):
-        check_conv(machine, CONVS[case], block, dtype, layout=layout)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
