@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -80,4 +81,9 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Gpu | Simt]:
         pytest.skip(str(error))
     library.set_seed(SEEDS[0])
     with interpreter.installed():
-        yield Simt()
+        if os.environ.get("RESGROW_SIMT_TRAFFIC"):
+            with interpreter.traffic() as lines:
+                yield Simt()
+            print("", *interpreter.table(lines), sep="\n")
+        else:
+            yield Simt()

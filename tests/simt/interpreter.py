@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import simt_build
 
@@ -40,3 +41,41 @@ def on_host() -> Iterator[None]:
         yield
     finally:
         library().install()
+
+
+class Line(NamedTuple):
+    """What one line of a kernel asked of memory."""
+
+    kernel: str
+    place: str
+    what: str  # "global read", "shared write", ...
+    requests: int  # of warps
+    taken: int  # sectors of 32 bytes of global memory; turns of 128 bytes of shared memory
+    needed: int  # had all that was wanted lain side by side
+
+    @property
+    def efficiency(self) -> float:
+        return self.needed / self.taken
+
+
+@contextmanager
+def traffic() -> Iterator[list[Line]]:
+    """Within ``installed()``: the list is filled, at the end, with the lines of every kernel that ran in between."""
+    lines: list[Line] = []
+    library().take_traffic()
+    library().set_traffic(True)
+    try:
+        yield lines
+    finally:
+        library().set_traffic(False)
+    lines += [Line(*row) for row in library().take_traffic()]
+
+
+def table(lines: list[Line]) -> list[str]:
+    """Rows of text, the largest waste first."""
+    ordered = sorted(lines, key=lambda line: line.needed - line.taken)
+    rows = ["   asked   taken  needed  of it"]
+    for line in ordered:
+        counts = f"{line.requests:8} {line.taken:7} {line.needed:7} {line.efficiency:6.0%}"
+        rows.append(f"{counts}  {line.what:14} {line.place}  {line.kernel}")
+    return rows

@@ -144,6 +144,24 @@ void narrowed(CaseArgs args) {
   results(args)[i] = from_float<T>(args.x[i]).bits;
 }
 
+// n floats apart, in global and in shared memory.
+RESGROW_KERNEL(32)
+void strided(CaseArgs args) {
+  float* shared = shared_memory<float>();
+  shared[threadIdx.x * args.n] = args.x[threadIdx.x * args.n];
+  args.y[threadIdx.x] = shared[threadIdx.x * args.n];
+}
+// 16 bytes per lane, rows of n floats apart.
+RESGROW_KERNEL(32)
+void strided_vectors(CaseArgs args) {
+  float* shared = shared_memory<float>();
+  store(shared + threadIdx.x * args.n, load<uint4>(args.x + threadIdx.x * args.n));
+  __syncwarp();
+  unsigned r[4];
+  load_matrices(r, shared + threadIdx.x * args.n);
+  store(args.y + 4 * threadIdx.x, uint4{r[0], r[1], r[2], r[3]});
+}
+
 // Lanes part before they meet.
 template <bool right>
 RESGROW_KERNEL(32)
@@ -184,6 +202,8 @@ const Case warp_cases[] = {
     {"widened<Half>", &widened<Half>, nullptr, 256, 256, 0},
     {"narrowed<BFloat16>", &narrowed<BFloat16>, nullptr, 256, 256, 0},
     {"narrowed<Half>", &narrowed<Half>, nullptr, 256, 256, 0},
+    {"strided", &strided, nullptr, 1, 32, 4096},
+    {"strided_vectors", &strided_vectors, nullptr, 1, 32, 8192},
     {"shuffle_of_some", &shuffle_of_some<true>, &shuffle_of_some<false>, 1, 32, 0},
     {"shuffle_and_vote", &shuffle_and_vote<true>, &shuffle_and_vote<false>, 1, 32, 0},
     {"partly_masked", &partly_masked<true>, &partly_masked<false>, 1, 32, 0},

@@ -74,8 +74,8 @@ std::string place(uint32_t offset) {
   return "an unknown place";
 }
 
-std::string kernel_name() {
-  const auto lines = symbolized(offset_in_library(machine.kernel));
+std::string function_at(const void* pc) {
+  const auto lines = symbolized(offset_in_library(pc));
   return lines.empty() ? "?" : lines.front();
 }
 

@@ -25,7 +25,6 @@ std::string describe_deadlock();
 // information.
 uint32_t offset_in_library(const void* pc);
 std::string place(uint32_t offset);
-// The name of the kernel that runs.
-std::string kernel_name();
+std::string function_at(const void* pc);
 
 }  // namespace simt

@@ -10,6 +10,7 @@
 
 #include "simt/findings.h"
 #include "simt/memory.h"
+#include "simt/traffic.h"
 
 namespace simt {
 
@@ -83,6 +84,7 @@ void run_block(unsigned number) {
   std::fill_n(reinterpret_cast<unsigned short*>(m.shared), (m.shared_size + 1) / 2, kPoison);
   transfer_to_next(m.scheduler);
   if (m.failure.empty() && m.finished < m.count) m.failure = describe_deadlock();
+  if (traffic.on) traffic.end_block();
 }
 
 bool possible(dim3 grid, dim3 block) {
@@ -143,7 +145,7 @@ int run(dim3 grid, dim3 block, size_t shared, void (*call)(const void*), const v
   for (const unsigned number : order) {
     run_block(number);
     if (!m.failure.empty()) {
-      m.failure += "\n  in " + kernel_name();
+      m.failure += "\n  in " + function_at(m.kernel);
       m.started_stacks = 0;  // those fibers are in the middle of something: never resumed
       return kLaunchFailure;
     }

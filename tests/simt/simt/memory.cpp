@@ -6,6 +6,7 @@
 #include "simt/findings.h"
 #include "simt/machine.h"
 #include "simt/shadow.h"
+#include "simt/traffic.h"
 
 // Of the linker: where this library begins and ends in memory.
 extern "C" __attribute__((visibility("hidden"))) const char __ehdr_start[];
@@ -167,6 +168,7 @@ void checked_access(const void* p, size_t size, size_t alignment, Access access,
       in_shared(p) ? shared_at(p, size, access, pc) : global_at(p, size, access, pc);
   if (access != Access::write) check_written(memory, p, size, pc);
   note_all(memory, p, size, access, pc);
+  if (traffic.on) traffic.note(p, size, access, memory.shared, pc);
   if (access == Access::atomic && !memory.shared) releases.atomic(p);
 }
 
@@ -201,9 +203,10 @@ void begin(const Copy& copy) {
 void complete(const Copy& copy) {
   const size_t offset = static_cast<unsigned char*>(copy.shared) - machine.shared;
   for (unsigned i = 0; i < copy.bytes; ++i) shared_cells[offset + i].write.pending = 0;
-  shared_access(copy.shared, copy.bytes, Access::write, copy.pc);
+  note_all({shared_cells, offset, true}, copy.shared, copy.bytes, Access::write, copy.pc);
   if (copy.global) {
-    checked_access(copy.global, copy.bytes, copy.bytes, Access::read, copy.pc);
+    note_all(global_at(copy.global, copy.bytes, Access::read, copy.pc), copy.global, copy.bytes,
+             Access::read, copy.pc);
     std::memcpy(copy.shared, copy.global, copy.bytes);
   } else {
     std::memset(copy.shared, 0, copy.bytes);

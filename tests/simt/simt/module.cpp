@@ -10,6 +10,9 @@
 #include "simt/guarded_allocator.h"
 #include "simt/machine.h"
 #include "simt/registry.h"
+#include "simt/traffic.h"
+
+namespace py = pybind11;
 
 namespace simt {
 
@@ -76,5 +79,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("is_installed", [] { return simt::installed != nullptr; });
   m.def("set_seed", &simt::set_seed);
   m.def("set_patience", [](uint64_t accesses) { simt::machine.patience = accesses; });
+  m.def("set_traffic", [](bool on) { simt::traffic.on = on; });
+  m.def("take_traffic", [] {
+    py::list rows;
+    for (const auto& row : simt::traffic.take()) {
+      rows.append(
+          py::make_tuple(row.kernel, row.place, row.what, row.requests, row.taken, row.needed));
+    }
+    return rows;
+  });
   m.def("set_capturing", [](bool value) { simt::is_capturing = value; });
 }
