@@ -87,6 +87,8 @@ def test_samples_of_one_part_are_kept_apart(machine) -> None:
     x, grad, settings = conv_case(140, 72, (6, 6), 72, 1)
     x, grad = (FORMS["channels_last"](t).bfloat16() for t in (x, grad))
     check(machine, "squared_grad_conv2d", x, grad, *settings, orders=1)
+    x, grad, settings = conv_case(400, 6, (2, 2), 6, (2, 1), groups=6)
+    check(machine, "squared_grad_conv2d", x, grad, *settings, orders=1)
 
 
 @pytest.mark.parametrize("op", CONV2D)
@@ -102,6 +104,7 @@ def test_layouts(machine, form: str, op: str) -> None:
 
 TINY_LINEARS = {name: LINEARS[name] for name in ("samples", "one sample", "single", "sequence", "sequence of one")} | {
     "wide": (draw(9, 70), draw(9, 66, seed=1)),
+    "many": (draw(300, 19), draw(300, 35, seed=1)),
     "long": (draw(2, 90, 12), draw(2, 90, 9, seed=1)),
     "grid": (draw(2, 3, 4, 8), draw(2, 3, 4, 8, seed=1)),
 }
@@ -144,6 +147,13 @@ def test_norm(machine, shape: tuple[int, ...], op: str) -> None:
         for pair in ((x, grad), (last, grad_last), (last, grad), (x, grad_last)):
             check(machine, op, *pair, mean, rstd)
     check(machine, op, x, grad, mean.bfloat16(), rstd.double())
+
+
+def test_moments_of_many_samples(machine) -> None:
+    """More samples than blocks that are wanted: a block sums several, one after the other."""
+    x, grad = draw(300, 30, 33).mT, draw(300, 30, 33, seed=1).mT
+    check(machine, "squared_grad_norm", x, grad, draw(33), draw(33, seed=3).abs(), orders=1)
+    check(machine, "squared_grad_norm", x.contiguous(), grad.contiguous(), draw(33), draw(33, seed=3).abs(), orders=1)
 
 
 @pytest.mark.parametrize("op", NORM)

@@ -44,7 +44,7 @@ extern const SquaredGradPath squared_grad_fma;      // any shape, any type
 
 // squared_grad_tiles reads channels side by side, so many at once: there must be a multiple of it
 // in each group, and everything be aligned to as many.
-constexpr Int kSquaredGradRun = 4;
+constexpr int kSquaredGradRun = 4;
 
 // weight[c] = sum over samples of (sum over positions of grad (x - mean) rstd)^2, bias[c] the same
 // of grad alone; with square_input the sums of grad ((x - mean) rstd)^2 and of grad. x, grad:

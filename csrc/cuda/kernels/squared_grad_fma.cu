@@ -10,7 +10,7 @@ namespace resgrow {
 namespace {
 
 constexpr int kThreads = 256, kTile = 64, kDepth = 16, kOwn = 4;
-constexpr SquaredGradCut kCut{kTile, kTile, kDepth, 2, 1, 20};
+constexpr SquaredGradCut kCut{kTile, kTile, kDepth, 2, 1, 8, 20};
 
 // Value i of a tile of kDepth x kTile: neighbouring threads take what lies side by side.
 struct Spot {

@@ -15,7 +15,7 @@ constexpr int kLanes = 32, kWarps = 8, kThreads = kLanes * kWarps, kWeights = 9;
 constexpr int kOwned = (kWeights + kWarps - 1) / kWarps;  // weights whose totals a thread keeps
 
 // A whole sample is one stage.
-constexpr SquaredGradCut kCut{kLanes, kWeights, 1 << 30, 3, 1, 1, true};
+constexpr SquaredGradCut kCut{kLanes, kWeights, 1 << 30, 3, 1, 1, 1, true};
 
 // A weight's channel among its group's, and its tap's offset in the image.
 struct Weight {

@@ -260,10 +260,9 @@ constexpr int kOverhead = 20;
 
 template <class P>
 constexpr SquaredGradTile squared_grad_tile(int cost, bool tf32 = false) {
-  return {
-      P::kForm, tf32,
-      P::kRun,  {P::kRows, P::kColumns, P::kDepth, P::kBlocks, static_cast<int>(kSquaredGradRun)},
-      cost,     &run_tiles<P>};
+  constexpr SquaredGradCut cut{P::kRows,        P::kColumns,     P::kDepth, P::kBlocks,
+                               kSquaredGradRun, kStagesTogether, kOverhead};
+  return {P::kForm, tf32, P::kRun, cut, cost, &run_tiles<P>};
 }
 
 // The tiles of one type. One file compiles each.

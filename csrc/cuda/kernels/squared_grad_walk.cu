@@ -5,28 +5,31 @@ namespace resgrow {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr Int kMostParts = 1024;
 
 Int ceil_div(Int a, Int b) {
   return (a + b - 1) / b;
 }
 
-// The number of parts with which the device is done first: waves of blocks times the length of the
-// longest.
+// The number of parts with which the device is done first: rounds of blocks times the length of the
+// longest. Of those that give the same length the fewest, and never more than fill eight rounds:
+// their sums take memory.
 Int best_parts(Int tiles, Int units, Int unit, Int slots, Int overhead) {
-  Int best = 1, least = 0;
-  const Int most = units < kMostParts ? units : kMostParts;
-  for (Int parts = 1; parts <= most; ++parts) {
-    const Int cost = ceil_div(tiles * parts, slots) * (ceil_div(units, parts) * unit + overhead);
-    if (parts > 1 && cost >= least) continue;
+  Int best = 1, least = -1;
+  for (Int rounds = 1; rounds <= 8; ++rounds) {
+    const Int fit = min(max(rounds * slots / tiles, Int(1)), units);
+    const Int longest = ceil_div(units, fit), parts = ceil_div(units, longest);
+    const Int cost = ceil_div(tiles * parts, slots) * (longest * unit + overhead);
+    if (least >= 0 && cost >= least) continue;
     best = parts;
     least = cost;
   }
   return best;
 }
 
-// One thread per column of a row, so that the parts are read side by side. Four loads are in flight
-// at once; they are added in order all the same.
+// One thread per column of a row, so that the parts are read side by side. Eight loads are in
+// flight at once: there may be few weights and many parts. They are added in order all the same.
+constexpr int kFlight = 8;
+
 template <class A>
 RESGROW_KERNEL(kThreads)
 void add_parts(const SquaredGradContraction a, const SquaredGradWalk w) {
@@ -40,12 +43,12 @@ void add_parts(const SquaredGradContraction a, const SquaredGradWalk w) {
     const A* const sums = static_cast<const A*>(a.workspace) + row * w.columns + column;
     A sum = 0;
     int part = 0;
-    for (; part + 4 <= w.parts; part += 4) {
-      A four[4];
+    for (; part + kFlight <= w.parts; part += kFlight) {
+      A some[kFlight];
       RESGROW_UNROLL
-      for (int i = 0; i < 4; ++i) four[i] = sums[(part + i) * size];
+      for (int i = 0; i < kFlight; ++i) some[i] = sums[(part + i) * size];
       RESGROW_UNROLL
-      for (int i = 0; i < 4; ++i) sum += four[i];
+      for (int i = 0; i < kFlight; ++i) sum += some[i];
     }
     for (; part < w.parts; ++part) sum += sums[part * size];
     static_cast<A*>(a.result)[(row * a.channels + channel) * taps + tap] = sum;
@@ -73,8 +76,9 @@ SquaredGradWalk squared_grad_walk(const SquaredGradContraction& a, const Squared
   w.row_tiles = static_cast<int>(ceil_div(a.outputs * a.groups / groups, cut.rows));
   w.column_tiles = static_cast<int>(ceil_div(w.columns, cut.columns));
   w.stages = static_cast<int>(ceil_div(w.positions, cut.depth));
-  w.unit = a.form == SquaredGradForm::per_sample ? w.stages : 1;
-  const Int units = a.samples * w.stages / w.unit;
+  w.all_stages = a.samples * w.stages;
+  w.unit = a.form == SquaredGradForm::per_sample ? w.stages : cut.together;
+  const Int units = ceil_div(w.all_stages, w.unit);
   const Int tiles = groups * w.row_tiles * w.column_tiles;
   w.parts = static_cast<int>(
       best_parts(tiles, units, w.unit, kSquaredGradProcessors * cut.blocks, cut.overhead));

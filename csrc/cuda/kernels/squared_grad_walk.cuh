@@ -39,7 +39,8 @@ struct SquaredGradWalk {
   int positions, columns;  // of a sample, of a group
   int row_tiles, column_tiles;
   int stages;      // per sample
-  int unit;        // stages that stay together
+  Int all_stages;  // of all samples
+  int unit;        // stages that stay together; the last unit may be short of some
   Int each, more;  // units of every part; one more in the first `more`
   int parts;
   int column_channels;  // channels per tap among the columns, at least as many as there are
@@ -57,8 +58,9 @@ RESGROW_DEVICE SquaredGradPlace squared_grad_place(const SquaredGradWalk& w) {
   // fetches, the others find in the second-level cache.
   const int tile = blockIdx.x, in_group = tile / w.column_tiles;
   const Int part = blockIdx.y, unit = part * w.each + min(part, w.more);
+  const Int last = (unit + w.each + (part < w.more ? 1 : 0)) * w.unit;
   return {in_group / w.row_tiles, in_group % w.row_tiles * ROWS, tile % w.column_tiles * COLUMNS,
-          unit * w.unit, (unit + w.each + (part < w.more ? 1 : 0)) * w.unit};
+          unit * w.unit, min(last, w.all_stages)};
 }
 
 // Where the block's sums go: partial[row * columns + column], from the group's first row on.
@@ -74,6 +76,7 @@ struct SquaredGradCut {
   int rows, columns, depth;
   int blocks;                  // per multiprocessor
   int channel_multiple;        // to which the channels of a tap are filled up
+  int together;                // stages that are worth a block where samples need not be whole
   int overhead;                // what a block costs beside its stages, in stages
   bool across_groups = false;  // rows are the outputs of all groups
 };
