@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,3 +105,66 @@ def test_clock_interleaves_and_keeps_results() -> None:
     assert last.count("a") * 2 == last.count("b")
     assert times.ratio("a", "b") == median_ratio(times.rounds["a"], times.rounds["b"])
     assert times.queued == {"a", "b"}
+
+
+class FakeCuda:
+    """What the clock uses of ``torch.cuda``: time passes by a microsecond with each call and each replay."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.recording, self.replays = 0.0, False, 0
+        fake = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = fake.now
+
+            def synchronize(self) -> None:
+                pass
+
+            def elapsed_time(self, end: Event) -> float:
+                return 1e3 * (end.at - self.at)
+
+        class CUDAGraph:
+            def replay(self) -> None:
+                fake.replays += 1
+                fake.now += 1e-6
+
+        @contextmanager
+        def graph(_: CUDAGraph) -> Iterator[None]:
+            fake.recording = True
+            yield
+            fake.recording = False
+
+        for name, replacement in (("Event", Event), ("CUDAGraph", CUDAGraph), ("graph", graph)):
+            monkeypatch.setattr(torch.cuda, name, replacement)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: setattr(fake, "recording", False))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=60 << 20))
+
+    def call(self) -> None:
+        self.now += 0 if self.recording else 1e-6
+
+    def waits_for_the_host(self) -> None:
+        if self.recording:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.call()
+
+
+def test_clock_replays_graphs_and_queues_what_cannot_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda(monkeypatch)
+    clock = Clock(torch.device("cuda"))
+    contestants = {"captured": [fake.call] * 4, "queued": [fake.waits_for_the_host] * 4}
+    times = clock.measure(contestants, rounds=5)
+    assert times.queued == {"queued"}
+    assert times.rounds["captured"] == pytest.approx([1e-6 / 4] * 5)  # a replay is one of the fake's microseconds
+    assert times.rounds["queued"] == pytest.approx([1e-6] * 5)
+    assert fake.replays == 1 + 5 * 1000  # to find out how long it takes, then turns of a millisecond
+    assert clock.measure(contestants, graphs=False).queued == set(contestants)
+
+
+@pytest.mark.parametrize(("nbytes", "sets"), [(1 << 30, 1), (100 << 20, 3), (1, 24)])
+def test_clock_takes_buffers_larger_than_the_cache(nbytes: int, sets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch)
+    assert Clock(torch.device("cuda")).sets(nbytes) == sets

@@ -60,6 +60,19 @@ def test_tensors_that_start_inside_a_storage(
     compare(machine, x, grad, *gates(shape[1], depth=True))
 
 
+@pytest.mark.parametrize("offset", [0, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(70, 13), (2, 5, 613)])
+def test_in_place(machine: Any, shape: tuple[int, ...], dtype: torch.dtype, offset: int) -> None:
+    w, d = gates(shape[1], depth=False)
+    memory = machine.put(torch.randn(offset + torch.Size(shape).numel()).to(dtype))
+    x = memory[offset:].view(shape)
+    expected, before = reference.tristate_relu(x.cpu(), w, d), memory[:offset].clone()
+    torch.ops.resgrow.tristate_relu_.default(x, machine.put(w), machine.put(d))
+    torch.testing.assert_close(x.cpu(), expected, rtol=0, atol=0)
+    assert torch.equal(memory[:offset], before)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(

@@ -95,8 +95,9 @@ RESGROW_DEVICE Half from_float<Half>(float v) {
 }
 
 // 16, 8 or 4 bytes at once, from and to memory aligned to as many. load_once: read-only memory that
-// is not read again; it is kept out of the first-level cache. store_whole: to global memory in one
-// instruction (where a store depends on a condition, the compiler may cut it into four).
+// is not read again; it is kept out of the first-level cache. load_whole, store_whole: global
+// memory that may also be written, in one instruction (where a store depends on a condition, the
+// compiler may cut it into four).
 template <class V>
 RESGROW_DEVICE V load(const void* p) {
   return *static_cast<const V*>(p);
@@ -110,6 +111,14 @@ RESGROW_DEVICE uint4 load_once(const void* p) {
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
+  return v;
+}
+RESGROW_DEVICE uint4 load_whole(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
   return v;
 }
 RESGROW_DEVICE void store_whole(void* p, const uint4& v) {

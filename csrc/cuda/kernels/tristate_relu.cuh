@@ -123,12 +123,12 @@ struct Values<double> {
   }
 };
 
-// 16 bytes of values. Not ALIGNED, where a tensor starts inside a storage: in the units that its
-// type leaves; neighbouring threads find the same lines in the first-level cache.
+// 16 bytes of values; x and out may be one. Not ALIGNED, where a tensor starts inside a storage: in
+// the units that its type leaves; neighbouring threads find the same lines in the caches.
 template <class T, bool ALIGNED>
 RESGROW_DEVICE uint4 load_values(const T* p) {
   if constexpr (ALIGNED) {
-    return load_once(p);
+    return load_whole(p);
   } else {
     unsigned words[4];
     RESGROW_UNROLL
@@ -140,6 +140,22 @@ RESGROW_DEVICE uint4 load_values(const T* p) {
       }
     }
     return {words[0], words[1], words[2], words[3]};
+  }
+}
+template <class T, bool ALIGNED>
+RESGROW_DEVICE void store_values(T* p, const unsigned (&words)[4]) {
+  if constexpr (ALIGNED) {
+    store_whole(p, uint4{words[0], words[1], words[2], words[3]});
+  } else {
+    RESGROW_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (sizeof(T) == 2) {
+        p[2 * i].bits = static_cast<unsigned short>(words[i]);
+        p[2 * i + 1].bits = static_cast<unsigned short>(words[i] >> 16);
+      } else {
+        store(reinterpret_cast<char*>(p) + 4 * i, words[i]);
+      }
+    }
   }
 }
 
@@ -229,7 +245,7 @@ struct TriStateThread {
     if (FORWARD || out) {
       unsigned words[4];
       V::pack(results, words);
-      store_whole(out + i, uint4{words[0], words[1], words[2], words[3]});
+      store_values<T, ALIGNED>(out + i, words);
     }
   }
 
@@ -265,7 +281,7 @@ Status for_wanted(const TriStatePlan& plan, Stream stream) {
 }
 template <template <class, bool, bool, bool> class LAUNCH, class T>
 Status for_alignment(const TriStatePlan& plan, Stream stream) {
-  const bool whole = aligned(plan.pass.x) && aligned(plan.pass.grad);
+  const bool whole = aligned(plan.pass.x) && aligned(plan.pass.grad) && aligned(plan.pass.out);
   return whole ? for_wanted<LAUNCH, T, true>(plan, stream)
                : for_wanted<LAUNCH, T, false>(plan, stream);
 }

@@ -10,7 +10,7 @@ namespace resgrow {
 // null, else out = slope * grad.
 struct TriStatePass {
   const void *x, *grad;
-  void* out;  // null: not wanted (backward only); aligned to 16 bytes
+  void* out;  // null: not wanted (backward only); may be x
   const void *w, *d;
   Int w_stride;
   Type type, w_type, d_type;

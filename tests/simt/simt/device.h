@@ -59,6 +59,9 @@ SIMT_UNSEEN __attribute__((noinline)) void store(void* p, V v) {
 RESGROW_DEVICE uint4 load_once(const void* p) {
   return load<uint4>(p);
 }
+RESGROW_DEVICE uint4 load_whole(const void* p) {
+  return load<uint4>(p);
+}
 RESGROW_DEVICE void store_whole(void* p, const uint4& v) {
   store(p, v);
 }
