@@ -76,12 +76,12 @@ void sum_pieces(Args a) {
   }
   const int in_first = here.in_region * p.region_cols * a.block_in;
   const int out_first = here.first_row * a.block_out;  // over all groups
-  const Loader<T> loader{
-      a, s,
-      Column<T>(a.x, p.in_units, s.used[0], here.group * a.group_channels + in_first,
-                a.group_channels - in_first),
-      Column<T>(a.y, p.out_units, s.used[1], out_first,
-                (here.group + 1) * a.group_outputs - out_first)};
+  const Loader loader{
+      p, s,
+      column_of<T>(a.x, a.channels, p.in_units, s.used[0], here.group * a.group_channels + in_first,
+                   a.group_channels - in_first),
+      column_of<T>(a.y, a.outputs, p.out_units, s.used[1], out_first,
+                   (here.group + 1) * a.group_outputs - out_first)};
 
   float sums[kGradSlots][2][4] = {};
   const int begin = here.part * p.part_patches, end = min(begin + p.part_patches, p.patches);

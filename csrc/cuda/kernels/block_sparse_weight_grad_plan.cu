@@ -17,7 +17,7 @@ constexpr float kPatchClocks = 100;   // barrier, first fragments
 
 // What a block of threads keeps in shared memory beside its two stages.
 int table_bytes(const GradPlan& p) {
-  return (p.in_pixels + 2 * 16 * p.steps + 3 * kGradPieces + 3 * kGradUnits + 4) *
+  return (2 * p.in_pixels + 3 * 16 * p.steps + 3 * kGradPieces + 2 * kGradUnits + 4) *
          static_cast<int>(sizeof(int));
 }
 
@@ -111,9 +111,7 @@ float estimate(const Load& load, int most_shared, GradPlan& p) {
   p.stage_bytes = (p.in_pixels * p.in_pitch + 16 * p.steps * p.out_pitch + 127) / 128 * 128;
   p.shared_bytes = 2 * p.stage_bytes + table_bytes(p);
   const GradAxis &down = p.axis[0], &right = p.axis[1];
-  const bool near = down.extent * Int{down.source_step} <= 1 << 15 &&
-                    right.extent * Int{right.source_step} <= 1 << 15;  // the kernel packs places
-  if (!near || p.in_pixels >= kMostPixels || p.shared_bytes > most_shared) return 0;
+  if (p.in_pixels >= kMostPixels || p.shared_bytes > most_shared) return 0;
   const float cells = float(p.in_units) * p.out_units * load.taps;
   const int shares = shares_of(load, p);
   const float pieces = cells * load.density / shares;

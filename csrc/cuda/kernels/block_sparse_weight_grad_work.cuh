@@ -11,7 +11,12 @@ namespace weight_grad {
 using Byte = unsigned char;
 
 constexpr int kThreads = 32 * kGradWarps;
-constexpr int kZeros = -1, kSkipped = -2;  // places without a pixel
+constexpr int kNowhere = 1 << 28;  // below every image: copied as zeros
+
+// A pixel from the upper left of a patch.
+struct alignas(8) Spot {
+  int y, x;
+};
 
 struct Args {
   GradPlan plan;
@@ -43,11 +48,12 @@ RESGROW_DEVICE Place place_of(const Args& a) {
           b / regions / p.most_shares};
 }
 
+static_assert(kGradUnits == 32, "one warp lists the rows, one word marks the units");
+
 struct Shared {
   Byte* stages;
-  int* in_places;   // down << 16 | right of each place of x
-  int* out_places;  // of each pixel of y, zeros where it fills up the last step
-  int* rows_of_x;   // bytes from the first pixel of x to the one that meets tap 0, of each of y
+  Spot *in_spots, *out_spots;  // of the places of x and of the pixels of y
+  int* rows_of_x;  // bytes from the first pixel of x to the one that meets tap 0, of each of y
   int *in_offset, *out_offset, *target;  // of each piece: bytes within x's and y's pixels; values
   int *first, *before;                   // of each row: first block, pieces of the rows before it
   int* used;                             // units of inputs and outputs, one bit each
@@ -56,9 +62,9 @@ struct Shared {
 RESGROW_DEVICE Shared shared_of(const GradPlan& p) {
   Shared s;
   s.stages = shared_memory<Byte>();
-  s.in_places = reinterpret_cast<int*>(s.stages + 2 * p.stage_bytes);
-  s.out_places = s.in_places + p.in_pixels;
-  s.rows_of_x = s.out_places + 16 * p.steps;
+  s.in_spots = reinterpret_cast<Spot*>(s.stages + 2 * p.stage_bytes);
+  s.out_spots = s.in_spots + p.in_pixels;
+  s.rows_of_x = reinterpret_cast<int*>(s.out_spots + 16 * p.steps);
   s.in_offset = s.rows_of_x + 16 * p.steps;
   s.out_offset = s.in_offset + kGradPieces;
   s.target = s.out_offset + kGradPieces;
@@ -79,13 +85,13 @@ RESGROW_DEVICE void fill_pixels(const GradPlan& p, const Shared& s) {
     const int place = i % p.row_pixels;
     const int x = place % right.class_pixels * right.classes + place / right.class_pixels;
     const bool exists = place / right.class_pixels < right.classes && x < right.extent;
-    s.in_places[i] =
-        exists ? i / p.row_pixels * down.source_step << 16 | x * right.source_step : kSkipped;
+    s.in_spots[i] = {exists ? i / p.row_pixels * down.source_step : kNowhere,
+                     x * right.source_step};
   }
   for (int i = threadIdx.x; i < 16 * p.steps; i += kThreads) {
     const int y = i / right.size, x = i % right.size;
     const bool exists = y < down.size;
-    s.out_places[i] = exists ? y << 16 | x : kZeros;
+    s.out_spots[i] = {exists ? y : kNowhere, x};
     s.rows_of_x[i] =
         exists ? (y * down.pixel_step * p.row_pixels + x * right.pixel_step) * p.in_pitch : 0;
   }
@@ -101,17 +107,22 @@ RESGROW_DEVICE int first_of(int own, int warp) {
 RESGROW_DEVICE int fill_pieces(const Args& a, const Place& here, const Shared& s, int unit_bytes) {
   const GradPlan& p = a.plan;
   const int tid = threadIdx.x, subs = p.sub_in * p.sub_out;
-  if (tid < here.rows) {
-    const int* bounds = a.bounds + (here.first_row + tid) * (p.in_regions + 1) + here.in_region;
-    s.first[tid] = bounds[0];
-    s.before[tid + 1] = max(bounds[1] - bounds[0], 0) * subs;
+  if (tid < 32) {
+    int sum = 0;
+    if (tid < here.rows) {
+      const int* bounds = a.bounds + (here.first_row + tid) * (p.in_regions + 1) + here.in_region;
+      s.first[tid] = bounds[0];
+      sum = max(bounds[1] - bounds[0], 0) * subs;
+    }
+    RESGROW_UNROLL
+    for (int step = 1; step < 32; step *= 2) {
+      const int lower = __shfl_up_sync(0xffffffffu, sum, step);
+      if (tid >= step) sum += lower;
+    }
+    if (tid == 0) s.before[0] = 0;
+    s.before[tid + 1] = sum;
   }
   if (tid < 2) s.used[tid] = 0;
-  __syncthreads();
-  if (tid == 0) {
-    s.before[0] = 0;
-    for (int r = 0; r < here.rows; ++r) s.before[r + 1] += s.before[r];
-  }
   __syncthreads();
   const int all = s.before[here.rows];
   const int shares = min((all + kGradPieces - 1) / kGradPieces, p.most_shares);
