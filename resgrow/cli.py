@@ -72,6 +72,8 @@ def _fit(arguments: argparse.Namespace) -> int:
         arguments.data,
         arguments.model,
         arguments.budget,
+        method=arguments.method,
+        gates=arguments.gates,
         width=arguments.width,
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
@@ -179,10 +181,16 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--width", type=float, default=1.0, help="factor on a resnet's channels (default: 1.0)")
     add(
         "--budget",
-        default="params=0.1",
         metavar="params=X[,macs=Y]",
         help="what may be left: fractions up to 1, or absolute counts above (default: params=0.1)",
     )
+    add(
+        "--method",
+        default="controller",
+        metavar="controller|tristate",
+        help="a controller that moves towards the budget, or gates that learn with the weights (default: controller)",
+    )
+    add("--gates", type=float, metavar="X", help="weight of the gates' penalty, for tristate (default: 0.001)")
     add("--unit", metavar="channel|weight", help="the smallest thing removed (default: by model)")
     add("--epochs", type=int, metavar="N", help="of each network (default: by data set and model)")
     add("--batch-size", type=int, metavar="N", help="images per step (default: by data set and model)")

@@ -17,6 +17,11 @@ DEADLINE_SHARE = 0.6
 # Moves of the controller between the two: curvature is taken anew for each.
 MOVES = 40
 UNITS = ("channel", "weight")
+METHODS = ("controller", "tristate")
+# Of gates that learn: the weight of their penalty (l3 in its equation), and how far one can move in all of the
+# training, with Adam and a learning rate that falls by a cosine. They start .2 from closing.
+DEFAULT_GATES = 1e-3
+GATE_TRAVEL = 3.0
 DEFAULT_BUDGET = "params=0.1"
 
 
@@ -64,12 +69,15 @@ DEFAULT_MODEL = "resnet20"
 class FitConfig:
     """A complete description of one run of ``resgrow fit``.
 
-    ``budget``: {"params": ..., "macs": ...}, fractions in (0, 1] of the dense network or absolute counts > 1.
+    ``method``: "controller" or "tristate". ``budget``, of the controller: {"params": ..., "macs": ...}, fractions in
+    (0, 1] of the dense network or absolute counts > 1. ``gates``, of tristate: the penalty's coefficient.
     """
 
     data: str
     model: str
+    method: str
     budget: dict[str, float]
+    gates: float | None
     width: float
     epochs: int
     batch_size: int
@@ -103,6 +111,24 @@ def parse_budget(text: str) -> dict[str, float]:
     return budget
 
 
+def _budget(method: str, text: str | None) -> dict[str, float]:
+    if method != "tristate":
+        return parse_budget(DEFAULT_BUDGET if text is None else text)
+    _require(
+        "gates that learn have no budget", text is None, f"--budget {text}", "give --gates, or --method controller"
+    )
+    return {}
+
+
+def _gates(method: str, coefficient: float | None) -> float | None:
+    if method != "tristate":
+        _require("--gates is for --method tristate", coefficient is None, coefficient, "leave it out, or give both")
+        return None
+    value = DEFAULT_GATES if coefficient is None else coefficient
+    _require("--gates must be positive", 0 < value < math.inf, value, "0.001 is the default; larger removes more")
+    return value
+
+
 def _require(rule: str, holds: bool, given: object, remedy: str) -> None:
     if not holds:
         raise InputError(f"fit: {rule} (got {given}); {remedy}")
@@ -131,8 +157,10 @@ def _learning_rate(recipe: Recipe, optimizer: str) -> float:
 def make_config(
     data: str = "digits",
     model: str | None = None,
-    budget: str = DEFAULT_BUDGET,
+    budget: str | None = None,
     *,
+    method: str = "controller",
+    gates: float | None = None,
     width: float = 1.0,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -150,6 +178,7 @@ def make_config(
     if recipe is None:
         known = sorted({name for _, name in RECIPES})
         raise InputError(f"fit: --model must be one of {', '.join(known)} (got {model!r}); check the spelling")
+    _require(f"--method must be one of {', '.join(METHODS)}", method in METHODS, method, "choose one")
     optimizer = optimizer or recipe.optimizer
     unit = unit or recipe.unit
     _require(f"--optimizer must be one of {', '.join(OPTIMIZERS)}", optimizer in OPTIMIZERS, optimizer, "choose one")
@@ -157,7 +186,9 @@ def make_config(
     config = FitConfig(
         data=data,
         model=model,
-        budget=parse_budget(budget),
+        method=method,
+        budget=_budget(method, budget),
+        gates=_gates(method, gates),
         width=width,
         epochs=recipe.epochs if epochs is None else epochs,
         batch_size=recipe.batch_size if batch_size is None else batch_size,

@@ -14,21 +14,20 @@ from rich.console import Console
 from torch import nn
 
 import resgrow.data
-from resgrow._errors import InputError
-from resgrow.controller import Budget, Controller
 from resgrow.data import Dataset
-from resgrow.experiments.config import DEADLINE_SHARE, MOVES, START_SHARE, FitConfig
+from resgrow.experiments.config import FitConfig
 from resgrow.experiments.display import Display, make_display, result_table
 from resgrow.experiments.interrupts import Interrupted, Interrupts
 from resgrow.experiments.measure import evaluate, latency, require_same_outputs
 from resgrow.experiments.models import as_network, build_model
 from resgrow.experiments.run_folder import CONFIG, HISTORY, REPORT, SUMMARY, RunFolder, read_history
+from resgrow.experiments.sizing import Sizing, make_sizing
 from resgrow.experiments.summary import NetworkResult, layer_table, move_counts, sizes
 from resgrow.experiments.training import Batch, Training, make_optimizer, total_steps
 from resgrow.info import device_name, versions
 from resgrow.report import render, result_rows
 from resgrow.report.rows import duration
-from resgrow.surgery import compact, storage
+from resgrow.surgery import storage
 from resgrow.surgery.count import count_params
 
 LATENCY_BATCHES = (1, 64)
@@ -37,36 +36,21 @@ CHECKED_IMAGES = 256
 
 @dataclass(frozen=True)
 class Twins:
-    """The two trainings of a run, from the same initial weights, and the twin's controller."""
+    """The two trainings of a run, from the same initial weights, and what makes the twin smaller."""
 
     dense: Training
     sized: Training
-    controller: Controller
+    sizing: Sizing
 
 
 def _set_up(config: FitConfig, data: Dataset) -> Twins:
-    """Networks, optimizers, controller. Raises InputError where the budget cannot be met."""
+    """Networks, optimizers, sizing. Raises InputError where the budget cannot be met."""
     dense = build_model(config, data)
-    twin = copy.deepcopy(dense)
-    optimizer = make_optimizer(twin, config)
-    sizing_steps = max(1, round((DEADLINE_SHARE - START_SHARE) * total_steps(config, data)))
-    try:
-        controller = Controller(
-            twin,
-            optimizer,
-            nn.CrossEntropyLoss(),
-            Budget(**config.budget),
-            unit=config.unit,
-            deadline=sizing_steps,
-            every=max(1, sizing_steps // MOVES),
-            example_inputs=data.train_x[:1],
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    sizing = make_sizing(copy.deepcopy(dense), data, config)
     return Twins(
-        Training("dense", dense, make_optimizer(dense, config), data, config),
-        Training("sized", twin, optimizer, data, config),
-        controller,
+        Training("dense", dense, make_optimizer(dense.parameters(), config), data, config),
+        Training("sized", sizing.model, sizing.optimizer, data, config),
+        sizing,
     )
 
 
@@ -83,7 +67,7 @@ def _train_dense(twins: Twins, folder: RunFolder, display: Display) -> None:
 
 
 def _train_sized(twins: Twins, folder: RunFolder, display: Display) -> None:
-    training, controller = twins.sized, twins.controller
+    training, sizing = twins.sized, twins.sizing
     params = count_params(training.model)
     display.begin("sized", total_steps(training.config, training.data), training.config.epochs, params)
 
@@ -91,32 +75,26 @@ def _train_sized(twins: Twins, folder: RunFolder, display: Display) -> None:
         folder.record({"kind": "epoch", **asdict(record)})
         display.epoch(record)
 
-    rest = round(START_SHARE * total_steps(training.config, training.data))
-
     def after_step(step: int, batch: Batch) -> None:
-        if step < rest:
-            return
-        tried = len(controller.history)
-        controller.step(batch)
-        for move in controller.history[tried:]:
-            # The controller counts its own steps; the history counts training steps.
-            event = {**asdict(move), "step": step + 1}
-            folder.record({"kind": "move", **event})
-            display.move(event)
+        for event in sizing.after_step(step, batch):
+            folder.record(dict(event))
+            if event["kind"] == "move":
+                display.move(event)
 
     training.run(
-        params=controller.masks.live_parameters,
+        params=sizing.params,
         on_step=display.step,
         on_epoch=on_epoch,
+        penalty=sizing.penalty,
         after_step=after_step,
     )
 
 
 def _shrink(twins: Twins, data: Dataset, folder: RunFolder, held: Interrupts) -> tuple[nn.Module, float]:
-    """Compacts the twin, stores it, and returns what was read back with its deviation from the masked twin."""
+    """Stores the twin made smaller, and returns what was read back with its deviation from the trained twin."""
     # On the CPU: a GPU that rounds products to tf32 would add differences larger than those looked for.
     masked = twins.sized.model.eval().cpu()
-    small = compact(masked, data.train_x[:1].cpu())
+    small = twins.sizing.small(data.train_x[:1].cpu())
     with held.held():
         storage.save(small, folder.path)
     stored = as_network(storage.load(folder.path))
@@ -170,9 +148,10 @@ def _run(
             "test_images": len(data.test_y),
             "image_shape": list(data.image_shape),
             "classes": len(data.classes),
+            "method": config.method,
             "budget": config.budget,
-            "budget_met": twins.controller.met,
-            "moves": move_counts([asdict(move) for move in twins.controller.history]),
+            "budget_met": twins.sizing.met,
+            "moves": move_counts(twins.sizing.moves),
             **_measure(twins, small, data),
             "layers": layer_table(twins.dense.model, small, data.train_x[:1]),
             "output_difference": difference,
@@ -188,7 +167,9 @@ def _finish(folder: RunFolder, described: Mapping[str, Any], summary: dict[str, 
     folder.write_text(REPORT, render(described, summary, read_history(folder.path)))
     title = f"{summary['model']} on {summary['data']}"
     console.print(result_table(result_rows(summary), title))
-    if not summary["budget_met"]:
+    if summary["budget_met"] is None:
+        folder.mark("finished", "finished")
+    elif not summary["budget_met"]:
         folder.mark("finished", "finished, but the budget was not met")
         console.print("the budget was not met: give it more --epochs or a larger --budget", style="yellow")
     else:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +39,8 @@ class Epoch:
     seconds: float
 
 
-def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """The optimizer that ``config`` names, over all parameters."""
-    parameters = model.parameters()
+def make_optimizer(parameters: Iterable[Any], config: FitConfig) -> torch.optim.Optimizer:
+    """The optimizer that ``config`` names, over parameters or groups of them with options of their own."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay, nesterov=True
@@ -74,8 +74,10 @@ def batches(data: Dataset, config: FitConfig) -> Iterator[tuple[int, Batch]]:
             yield epoch, (as_input(data.train_x[chosen]), data.train_y[chosen])
 
 
-def _update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, where: str) -> tuple[float, int]:
-    """One optimizer step. Returns the batch's mean loss and its number of right answers."""
+def _update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, penalty: Tensor | None, where: str
+) -> tuple[float, int]:
+    """One optimizer step. Returns the batch's mean loss, without the penalty, and its number of right answers."""
     x, y = batch
     logits = model(x)
     loss = F.cross_entropy(logits, y)
@@ -86,7 +88,7 @@ def _update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, wh
             "lower --lr, and check the data for images that are not finite"
         )
     optimizer.zero_grad()
-    loss.backward()
+    (loss if penalty is None else loss + penalty).backward()
     optimizer.step()
     return value, int((logits.detach().argmax(1) == y).sum())
 
@@ -108,8 +110,9 @@ class _Tally:
 class Training:
     """Trains one network and keeps time.
 
-    ``after_step``: called with (step from 0, batch) after every optimizer step: the controller's place.
-    ``on_step``: called with (step, epoch, loss). ``on_epoch``: called with every ``Epoch``.
+    ``penalty``: makes what is added to the loss of each step. ``after_step``: called with (step from 0, batch) after
+    every optimizer step: the place of what makes the network smaller. ``on_step``: called with (step, epoch, loss).
+    ``on_epoch``: called with every ``Epoch``.
     ``params``: tells how many parameters are left.
     """
 
@@ -128,6 +131,7 @@ class Training:
         params: Callable[[], int],
         on_step: Callable[[int, int, float], None],
         on_epoch: Callable[[Epoch], None],
+        penalty: Callable[[], Tensor | None] = lambda: None,
         after_step: Callable[[int, Batch], None] = lambda step, batch: None,
     ) -> None:
         """Trains to the end. Raises RunError when the loss is no longer finite."""
@@ -135,12 +139,13 @@ class Training:
         per_epoch = steps // self.config.epochs
         tally = _Tally()
         self.model.train()
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         started = time.perf_counter()
         for step, (epoch, batch) in enumerate(batches(self.data, self.config)):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr * cosine(step, steps)
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * cosine(step, steps)
             where = f"epoch {epoch}, step {step} of the {self.role} network"
-            loss, right = _update(self.model, self.optimizer, batch, where)
+            loss, right = _update(self.model, self.optimizer, batch, penalty(), where)
             after_step(step, batch)
             tally.add(loss, right, len(batch[1]))
             on_step(step + 1, epoch, loss)

@@ -125,6 +125,21 @@ def predictions(moves: Events) -> str:
         return data_uri(figure)
 
 
+def gates(events: Events) -> str:
+    """Open channels of each gated layer over training steps."""
+    with plot() as (figure, axes):
+        names = list(events[0]["widths"]) if events else []
+        for name in names:
+            steps, widths = [event["step"] for event in events], [event["widths"][name] for event in events]
+            axes.plot(steps, widths, label=name)
+        axes.set(title="Open channels", xlabel="training step", ylabel="channels")
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        if names:
+            axes.legend(title="layer", fontsize=8, ncols=1 + len(names) // 8)
+        return data_uri(figure)
+
+
 def _layer_names(layers: Events) -> list[str]:
     """Numbers, as in a Sequential, say little alone: the layer's kind goes with them."""
     return [f"{row['name']} · {row['kind']}" if row["name"].isdigit() else row["name"] for row in layers]

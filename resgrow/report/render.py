@@ -23,6 +23,7 @@ def _figures(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -
         "loss": plots.loss(epochs),
         "parameters": plots.parameters(moves, epochs, summary["dense"]["params"]),
         "predictions": plots.predictions(moves),
+        "gates": plots.gates([event for event in history if event["kind"] == "gates"]),
         "widths": plots.widths(layers),
         "remaining": plots.remaining(layers),
         "latency": plots.latency(summary["dense"]["latency"], summary["sized"]["latency"]),

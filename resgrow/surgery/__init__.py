@@ -6,6 +6,7 @@ from resgrow.surgery.compact import compact
 from resgrow.surgery.count import LayerCount, count_layers, count_macs, count_params, layer_positions
 from resgrow.surgery.factorise import Factorised, FactorRow, factorise
 from resgrow.surgery.fuse import fuse
+from resgrow.surgery.gates import settle_gates
 from resgrow.surgery.groups import ChannelGroup, Consumer, channel_groups
 from resgrow.surgery.make_units import make_units
 from resgrow.surgery.masks import Masks
@@ -49,6 +50,7 @@ __all__ = [
     "merge_linear",
     "prune",
     "save",
+    "settle_gates",
     "swap",
     "swap_activations",
     "unswap",

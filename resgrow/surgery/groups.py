@@ -80,7 +80,11 @@ def slots(model: nn.Module, group: ChannelGroup) -> list[Slot]:
 
 def _refuse_shared_parameters(model: nn.Module, op: str) -> None:
     owners: dict[int, str] = {}
+    # Activations of a residual stream share their gates, and no stream is in a group.
+    gates = {id(gate.w) for gate in model.modules() if isinstance(gate, TriStateReLU)}
     for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in gates:
+            continue
         other = owners.setdefault(id(parameter), name)
         if other != name:
             raise ValueError(

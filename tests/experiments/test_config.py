@@ -70,3 +70,18 @@ def test_every_recipe_is_complete():
         config = make_config("digits" if data == "*" else data, model)
         assert config.lr > 0
         assert config.epochs > 0
+
+
+def test_gates_have_a_coefficient_and_no_budget():
+    config = make_config(method="tristate")
+    assert config.gates == 1e-3
+    assert config.budget == {}
+    assert make_config().gates is None
+    for options, message in [
+        ({"method": "tristate", "budget": "params=0.1"}, "have no budget"),
+        ({"gates": 1e-3}, "is for --method tristate"),
+        ({"method": "tristate", "gates": -1.0}, "--gates must be positive"),
+        ({"method": "gates"}, "--method must be one of"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            make_config(**options)

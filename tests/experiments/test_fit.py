@@ -14,7 +14,7 @@ from small import small_data
 import resgrow.data
 from resgrow._errors import InputError, RunError
 from resgrow.experiments import fit as fit_module
-from resgrow.experiments import measure
+from resgrow.experiments import measure, sizing
 from resgrow.experiments.config import make_config
 from resgrow.experiments.fit import fit
 from resgrow.experiments.measure import evaluate
@@ -173,13 +173,35 @@ def test_a_generous_budget_removes_nothing(tmp_path):
 
 def test_sizing_sees_training_images_only(tmp_path, monkeypatch, small):
     seen = []
-    original = fit_module.Controller.step
+    original = sizing.Controller.step
 
     def step(self, batch):
         seen.append(batch[0])
         return original(self, batch)
 
-    monkeypatch.setattr(fit_module.Controller, "step", step)
+    monkeypatch.setattr(sizing.Controller, "step", step)
     fit(replace(CONFIG, epochs=2), tmp_path / "run", console())
     known = {tuple(image.flatten().tolist()) for image in small.train_x}
     assert all(tuple(image.flatten().tolist()) in known for image in torch.cat(seen))
+
+
+def test_gates_find_the_size_without_a_budget(tmp_path, small):
+    config = make_config(method="tristate", gates=3e-2, epochs=12, batch_size=16, optimizer="adam", lr=1e-2)
+    folder, screen = tmp_path / "run", console()
+    summary = fit(config, folder, screen)
+    assert summary["method"] == "tristate"
+    assert summary["budget"] == {}
+    assert summary["budget_met"] is None
+    assert "budget was not met" not in screen.file.getvalue()
+    assert status(folder)["state"] == "finished"
+    assert summary["sized"]["params"] < summary["dense"]["params"]
+    assert summary["output_difference"] < 1e-4
+    events = [event for event in read_history(folder) if event["kind"] == "gates"]
+    assert [event["step"] for event in events] == list(range(1, 73))  # six steps an epoch: each is told
+    assert sum(events[-1]["widths"].values()) < sum(events[0]["widths"].values())
+    stored = storage.load(folder)
+    assert sizes(stored, small.train_x[:1])["stored_params"] == summary["sized"]["stored_params"]
+    report = (folder / "report.html").read_text()
+    assert "tri-state ReLUs" in report
+    assert "Open channels of each layer" in report
+    assert "<h2>Moves</h2>" not in report

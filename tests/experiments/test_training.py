@@ -22,7 +22,7 @@ def network():
 
 
 def run(model, data, config=CONFIG, **calls):
-    training = Training("dense", model, make_optimizer(model, config), data, config)
+    training = Training("dense", model, make_optimizer(model.parameters(), config), data, config)
     training.run(**{"params": lambda: 7, "on_step": lambda *_: None, "on_epoch": lambda _: None, **calls})
     return training
 
@@ -81,7 +81,7 @@ def test_fewer_images_than_a_batch_still_make_one_step():
 def test_learning_rate_falls_from_full_to_nearly_nothing():
     rates = []
     model = network()
-    optimizer = make_optimizer(model, CONFIG)
+    optimizer = make_optimizer(model.parameters(), CONFIG)
     training = Training("dense", model, optimizer, small_data(), CONFIG)
     training.run(
         params=lambda: 0,
@@ -128,7 +128,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(value):
 @pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")])
 def test_optimizers(name, kind):
     config = make_config(optimizer=name, lr=0.25)
-    optimizer = make_optimizer(network(), config)
+    optimizer = make_optimizer(network().parameters(), config)
     assert type(optimizer).__name__ == kind
     assert optimizer.defaults["lr"] == 0.25
     assert optimizer.defaults["weight_decay"] == config.weight_decay

@@ -43,6 +43,7 @@ def summary(**changes: Any) -> dict[str, Any]:
     values = {
         "data": "bright",
         "model": "resnet8",
+        "method": "controller",
         "unit": "channel",
         "train_images": 1437,
         "test_images": 360,
@@ -66,6 +67,7 @@ def move(**changes: Any) -> dict[str, Any]:
     values = {
         "kind": "move",
         "step": 10,
+        "method": "controller",
         "unit": "channel",
         "removed": 3,
         "predicted": 1e-3,

@@ -185,3 +185,36 @@ def test_refuses_what_cannot_work() -> None:
         swap_activations(model, x, w=0.1)
     with pytest.raises(ValueError, match="does not run"):
         swap_activations(model, torch.randn(2, 5))
+
+
+def test_settled_gates_are_plain_activations() -> None:
+    model = nn.Sequential(
+        nn.Linear(4, 5),
+        TriStateReLU(5, d=0.2, inplace=True),
+        nn.Linear(5, 5),
+        TriStateReLU(5, d=0.8),
+        nn.Linear(5, 5),
+        TriStateReLU(5),
+    ).eval()
+    with torch.no_grad():
+        model[5].w[3] = 0.1
+    settled = resgrow.settle_gates(model)
+    assert [type(settled[i]) for i in (1, 3, 5)] == [nn.ReLU, nn.Identity, TriStateReLU]
+    assert settled[1].inplace
+    assert not settled[1].training
+    same(model, settled, torch.randn(3, 4))
+    assert type(model[1]) is TriStateReLU
+
+
+def test_gated_residual_networks_are_compacted_inside_their_blocks() -> None:
+    model, x = resgrow.nn.resnet(8), torch.randn(2, 3, 32, 32)
+    gated = swap_activations(model, x).eval()
+    with torch.no_grad():
+        for gate in gates_of(gated).values():
+            gate.w[1] = 0.1
+    small = resgrow.settle_gates(resgrow.compact(gated, x))
+    same(gated, small, x)
+    left = gates_of(small).values()
+    assert len({id(gate.w) for gate in left}) == len(left)
+    assert sorted(gate.num_channels for gate in left) == [16, 16, 32, 64]  # the streams, whose gates are closed
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
