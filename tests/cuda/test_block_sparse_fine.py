@@ -130,3 +130,25 @@ def test_epilogue(block: tuple[int, int], outputs: int, machine) -> None:
     total = plain.double() + bias.double()[:, None, None] + residual.double()
     slope = torch.where(total >= 0, positive.double()[:, None, None], negative.double()[:, None, None])
     close(got.cpu(), (total * slope).cpu(), TOLERANCE[torch.float16])
+
+
+@pytest.mark.parametrize("block", [(16, 1), (32, 5)], ids=str)
+def test_tf32(block: tuple[int, int], machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where float may be rounded to tf32, thin blocks are multiplied as whole tiles."""
+    case = conv_case(2, 24, (5, 6), 36, 3, stride=2, padding=1)
+    mask = draw_mask(case[1].shape, block)
+    x, values, index, grad, outputs, tail = arguments(machine, case, block, torch.float32, mask)
+    native = torch.ops.resgrow
+
+    def products() -> list[Tensor]:
+        return [
+            native.block_sparse_conv2d(x, values, index, None, outputs, *tail),
+            native.block_sparse_conv2d_input_grad(grad, values, index, list(x.shape), *tail),
+            native.block_sparse_conv2d_weight_grad(grad, x, index, list(block), *tail),
+        ]
+
+    exact = products()
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    for rounded, expected in zip(products(), exact, strict=True):
+        close(rounded.cpu(), expected.cpu().double(), 3e-3)
+        assert not torch.equal(rounded, expected)

@@ -18,44 +18,51 @@ Lists take_lists(const BlockSparseCall& call, const Geometry& g, bool grad, Piec
   return lists;
 }
 
-// The forward gathers unless blocks are so dense that whole tiles are faster.
+// Forward and weight gradient gather unless blocks are so dense that whole tiles are faster.
 bool gathers(const BlockSparseCall& call, Plan* plan) {
   return call.product == BlockSparseProduct::forward && make_plan(call, plan) &&
          (plan->pays || !expand_fits(call));
 }
+bool gathers(const BlockSparseCall& call, GradPlan* plan) {
+  return call.product == BlockSparseProduct::weight_grad && make_grad_plan(call, plan) &&
+         (plan->pays || !expand_fits(call));
+}
 
 bool expands(const BlockSparseCall& call) {
-  // Without tensor cores' 16-bit speed, zeros are not worth their multiplications.
-  const bool fast = call.type != Type::float64 && (call.type != Type::float32 || call.tf32);
-  return fast && call.product != BlockSparseProduct::weight_grad && expand_fits(call);
+  // Without the speed of 16 bits or tf32, zeros are not worth their multiplications.
+  return call.type != Type::float64 && (call.type != Type::float32 || call.tf32) &&
+         expand_fits(call);
 }
 
 bool fits(const BlockSparseCall& call) {
   Plan plan;
   GradPlan grad;
-  if (call.product == BlockSparseProduct::weight_grad) return make_grad_plan(call, &grad);
-  return gathers(call, &plan) || expands(call);
+  return gathers(call, &plan) || gathers(call, &grad) || expands(call);
 }
 
 Int workspace(const BlockSparseCall& call) {
   Plan plan;
   GradPlan grad;
   Pieces pieces(nullptr);
-  if (call.product == BlockSparseProduct::weight_grad) {
-    make_grad_plan(call, &grad);
+  if (gathers(call, &plan)) {
+    take_lists(call, plan.geometry, /*grad=*/false, &pieces);
+  } else if (gathers(call, &grad)) {
     const Lists lists = take_lists(call, grad.x, /*grad=*/true, &pieces);
     pieces.next<float>(grad_sums(grad, lists));
-  } else if (gathers(call, &plan)) {
-    take_lists(call, plan.geometry, /*grad=*/false, &pieces);
   } else {
     return expand_workspace(call);
   }
   return pieces.used();
 }
 
-Status run_weight_grad(const BlockSparseCall& call, Stream stream) {
-  GradPlan plan;
-  make_grad_plan(call, &plan);
+Status run_forward(const BlockSparseCall& call, const Plan& plan, Stream stream) {
+  Pieces pieces(call.workspace);
+  const Lists lists = take_lists(call, plan.geometry, /*grad=*/false, &pieces);
+  const Status made = make_lists(call, plan.geometry, plan.shared.zeros, lists, stream);
+  return made ? made : forward(call, plan, lists, stream);
+}
+
+Status run_weight_grad(const BlockSparseCall& call, const GradPlan& plan, Stream stream) {
   Pieces pieces(call.workspace);
   const Lists lists = take_lists(call, plan.x, /*grad=*/true, &pieces);
   float* sums = pieces.next<float>(grad_sums(plan, lists));
@@ -64,13 +71,11 @@ Status run_weight_grad(const BlockSparseCall& call, Stream stream) {
 }
 
 Status run(const BlockSparseCall& call, Stream stream) {
-  if (call.product == BlockSparseProduct::weight_grad) return run_weight_grad(call, stream);
   Plan plan;
-  if (!gathers(call, &plan)) return expand(call, stream);
-  Pieces pieces(call.workspace);
-  const Lists lists = take_lists(call, plan.geometry, /*grad=*/false, &pieces);
-  const Status made = make_lists(call, plan.geometry, plan.shared.zeros, lists, stream);
-  return made ? made : forward(call, plan, lists, stream);
+  GradPlan grad;
+  if (gathers(call, &plan)) return run_forward(call, plan, stream);
+  if (gathers(call, &grad)) return run_weight_grad(call, grad, stream);
+  return expand(call, stream);
 }
 
 }  // namespace

@@ -119,6 +119,7 @@ struct GradPlan {
   Geometry x, y;
   SharedLayout at_x, at_y;
   int row_warps, passes;         // passes: over the longest list that there could be
+  bool pays;                     // gathering is faster than computing whole tiles
   Int turns, part_turns, parts;  // eights of tiles, all and of a part; parts
 };
 

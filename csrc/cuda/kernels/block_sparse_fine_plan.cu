@@ -7,6 +7,7 @@ namespace {
 
 constexpr Int kLargest = 1 << 30;  // of what kernels count in 32 bits
 constexpr int kLargestImage = 1 << 15;
+constexpr int kMostChunk = 256;
 
 int ceil_div(int a, int b) {
   return (a + b - 1) / b;
@@ -48,11 +49,25 @@ void set_tiles(Geometry* g, int rows, int cols) {
   g->tiles = g->samples * g->h.tiles * g->w.tiles;
 }
 
-// Clocks of a multiprocessor for a channel of a block's eight tiles: shared memory reads a
-// sixteenth of 32 clocks per column, unit pair and output tile; staging is 14 clocks for 32
-// channels of a position.
+// Whether the halves of a unit lie 64 bytes apart (modulo 128), for pairs of 4 or 8 positions.
+bool halves_part(const Geometry& g, int pair) {
+  if (pair == 4) return g.w.tile % 8 == 0;
+  return g.w.tile == 4 && g.w.patch % 4 == 2 && g.units % 2 == 0;
+}
+
+// Clocks of a multiprocessor's shared memory for a channel of a block's eight tiles. A step of 16
+// columns takes 16 per unit and output tile, a seventh more for what classes cannot part and about
+// 40 % more where the halves of units meet, and 4.5 per warp for its weights; staging takes 14 for
+// 32 channels of a position.
 double time_of(const Geometry& g, double columns, int row_warps) {
-  return g.units * kUnit * columns * row_warps * 0.125 + g.positions * 0.44;
+  const bool parted = halves_part(g, 4) || halves_part(g, 8);
+  const double step = g.units * (parted ? 18.4 : 22.4) + (g.units + 1) / 2 * 4.5;
+  return columns / kStep * row_warps * step + g.positions * 0.44;
+}
+
+// The same where tiles are multiplied as wholes, at about 1080 multiply-adds a clock.
+double whole_tiles(const Geometry& g, int row_warps) {
+  return static_cast<double>(kLanes) * g.h.tile * g.w.tile * g.taps * kOutputs * row_warps / 1080;
 }
 
 // The tile of at most `positions` outputs with the least time per image.
@@ -68,8 +83,13 @@ void choose_tile(Geometry* g, int positions, double columns, int row_warps) {
     }
   }
   set_tiles(g, positions / best < g->h.out ? positions / best : g->h.out, best);
-  // A unit's two halves do not meet in a bank if they lie 64 bytes apart (modulo 128).
-  g->pair = g->w.tile == 4 && g->w.patch % 4 == 2 && g->units % 2 == 0 ? 8 : 4;
+  g->pair = halves_part(*g, 8) ? 8 : 4;
+}
+
+// The larger one, up to kMostChunk.
+int at_least(int a, double b) {
+  const double larger = a > b ? a : b;
+  return larger > kMostChunk ? kMostChunk : static_cast<int>(larger);
 }
 
 // Chunks of at most `most` channels that fit `bytes` of shared memory, in as many buffers as are of
@@ -77,7 +97,7 @@ void choose_tile(Geometry* g, int positions, double columns, int row_warps) {
 bool choose_chunk(Geometry* g, int most, int buffers, int bytes) {
   const int beyond = 16 % g->block_in == 0 ? 0 : (g->block_in + 6) / 8 * 8;
   const int all = ceil_div(g->group_channels, 16) * 16;
-  for (g->chunk = all < most ? all : most / 16 * 16; g->chunk >= 16; g->chunk -= 16) {
+  for (g->chunk = all < most ? all : (most + 15) / 16 * 16; g->chunk >= 16; g->chunk -= 16) {
     g->chunks = ceil_div(g->group_channels, g->chunk);
     g->buffers = g->chunks > 1 ? buffers : 1;
     g->staged = g->chunk + (g->chunks > 1 ? beyond : 0);
@@ -156,6 +176,14 @@ Geometry geometry_of_y(const BlockSparseShape& s, const Geometry& x, int row_war
   return g;
 }
 
+// Whether gathering takes less time than whole tiles: see time_of. y is staged, and read, too.
+bool grad_pays(const GradPlan& plan, double columns) {
+  const Geometry& g = plan.x;
+  const double steps = columns * g.chunk / kStep * plan.row_warps * g.units * 20.4;
+  const double staging = 0.44 * (g.positions * g.staged + plan.y.positions * plan.y.staged);
+  return 1.1 * (steps + staging) < whole_tiles(g, plan.row_warps) * g.chunk;
+}
+
 // Cuts the pixels into as many parts as fill a large device: what is computed must not depend on
 // the one at hand.
 void choose_parts(GradPlan* plan, Int others) {
@@ -182,12 +210,14 @@ bool make_plan(const BlockSparseCall& call, Plan* plan) {
   const double columns = columns_of(call.shape, call);
   for (int units = 2 * warps / plan->row_warps; units >= 1; units /= 2) {
     choose_tile(&g, units * kUnit, columns, plan->row_warps);
-    if (!choose_chunk(&g, 256, 2, bytes)) continue;
+    // A block that has the multiprocessor to itself must stage while it multiplies, a fourth of the
+    // channels at a time; but lists of less than three steps are mostly padding.
+    const int quarter = ceil_div(g.group_channels, 4);
+    const int channels = plan->threads == 512 ? at_least(quarter, 3 * kStep / columns) : kMostChunk;
+    if (!choose_chunk(&g, channels, 2, bytes)) continue;
     plan->shared = shared_layout(g);
-    // Tiles as wholes take about 1080 multiply-adds a clock; lists of uneven length and conflicts
-    // are counted as a fourth of the time.
-    const double whole = 8.0 * g.h.tile * g.w.tile * g.taps * 16 * plan->row_warps / 1080;
-    plan->pays = 1.25 * time_of(g, columns, plan->row_warps) < whole;
+    // Lists of uneven length cost a tenth.
+    plan->pays = 1.1 * time_of(g, columns, plan->row_warps) < whole_tiles(g, plan->row_warps);
     return true;
   }
   return false;
@@ -203,16 +233,17 @@ bool make_grad_plan(const BlockSparseCall& call, GradPlan* plan) {
   while (plan->row_warps < kWarps && plan->row_warps < output_tiles) plan->row_warps *= 2;
   // As many channels as fill the sums of a row's warps to seven eighths.
   const int share = kWarps / plan->row_warps * kGradSteps;
-  const int channels = static_cast<int>(share * kStep * 0.875 / columns);
+  const int channels = at_least(16, share * kStep * 0.875 / columns);
   for (int units = 8; units >= 1; units /= 2) {
     choose_tile(&g, units * kUnit, columns, plan->row_warps);
     plan->y = geometry_of_y(call.shape, g, plan->row_warps);
     plan->at_y = shared_layout(plan->y);
     const int bytes = most_shared_memory() / 2 - 1024 - plan->at_y.end;
-    if (!choose_chunk(&g, channels < 16 ? 16 : channels > 256 ? 256 : channels, 1, bytes)) continue;
+    if (!choose_chunk(&g, channels, 1, bytes)) continue;
     plan->at_x = shared_layout(g);
     const int longest = (longest_list(g) + kStep - 1) / kStep;
     plan->passes = ceil_div(longest, share);
+    plan->pays = grad_pays(*plan, columns);
     const Int row_blocks = ceil_div(output_tiles, plan->row_warps);
     choose_parts(plan, g.chunks * row_blocks * call.shape.groups);
     return static_cast<Int>(g.chunks) * plan->passes < 65536 &&
