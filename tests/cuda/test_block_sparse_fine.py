@@ -133,7 +133,7 @@ def test_epilogue(block: tuple[int, int], outputs: int, machine) -> None:
 
 
 @pytest.mark.parametrize("block", [(16, 1), (32, 5)], ids=str)
-def test_tf32(block: tuple[int, int], machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32(block: tuple[int, int], machine) -> None:
     """Where float may be rounded to tf32, thin blocks are multiplied as whole tiles."""
     case = conv_case(2, 24, (5, 6), 36, 3, stride=2, padding=1)
     mask = draw_mask(case[1].shape, block)
@@ -147,8 +147,14 @@ def test_tf32(block: tuple[int, int], machine, monkeypatch: pytest.MonkeyPatch) 
             native.block_sparse_conv2d_weight_grad(grad, x, index, list(block), *tail),
         ]
 
-    exact = products()
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    for rounded, expected in zip(products(), exact, strict=True):
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        exact = products()
+        torch.set_float32_matmul_precision("high")
+        tf32 = products()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for rounded, expected in zip(tf32, exact, strict=True):
         close(rounded.cpu(), expected.cpu().double(), 3e-3)
         assert not torch.equal(rounded, expected)
