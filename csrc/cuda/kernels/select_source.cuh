@@ -79,6 +79,36 @@ RESGROW_DEVICE uint4 load_elements(const T* p, int count) {
   return {words[0], words[1], words[2], words[3]};
 }
 
+// 16 bytes from where no wide load can begin: from the two that hold them. Elements are of `size`
+// bytes. Both loads go through the first-level cache, as neighbours share them.
+template <int size>
+RESGROW_DEVICE uint4 load_shifted(const void* p) {
+  const U64 address = reinterpret_cast<U64>(p);
+  const uint4* wide = reinterpret_cast<const uint4*>(address - address % 16);
+  const uint4 low = __ldg(wide), high = __ldg(wide + 1);
+  unsigned words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+  RESGROW_UNROLL
+  for (int bytes = 8; bytes >= 4 && bytes >= size; bytes /= 2) {
+    if ((address & bytes) == 0) continue;
+    RESGROW_UNROLL
+    for (int i = 0; i + bytes / 4 < 8; ++i) words[i] = words[i + bytes / 4];
+  }
+  if (size == 2 && (address & 2) != 0) {
+    RESGROW_UNROLL
+    for (int i = 0; i < 4; ++i) words[i] = words[i] >> 16 | words[i + 1] << 16;
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
+
+// Whether the tensor has as many elements as one vector before an item, and after a whole item.
+template <int per>
+struct Surroundings {
+  bool before, after;
+
+  RESGROW_DEVICE Surroundings(const SelectTensor& t, Int offset)
+      : before(offset > 0), after(t.size - offset >= kSelectItem + per) {}
+};
+
 RESGROW_DEVICE uint4 load_vector(const void* p, bool again) {
   return again ? __ldg(static_cast<const uint4*>(p)) : load_once(p);
 }
@@ -92,9 +122,10 @@ struct Stored {
   static constexpr int kPer = 16 / sizeof(T), kVectors = sizeof(T) == 2 ? 2 : 4;
 
   const T* scores;
+  Surroundings<kPer> around;
 
   RESGROW_DEVICE Stored(const SelectWork&, const SelectTensor& t, Int offset)
-      : scores(static_cast<const T*>(t.scores) + offset) {}
+      : scores(static_cast<const T*>(t.scores) + offset), around(t, offset) {}
   RESGROW_DEVICE bool wide() const { return reinterpret_cast<U64>(scores) % 16 == 0; }
   RESGROW_DEVICE Value at(int i) const {
     uint4 v = load_elements(scores + i, 1);
@@ -105,6 +136,7 @@ struct Stored {
     uint4 v;
   };
   RESGROW_DEVICE Raw load_wide(int i, bool again) const { return {load_vector(scores + i, again)}; }
+  RESGROW_DEVICE Raw load_narrow(int i) const { return {load_shifted<sizeof(T)>(scores + i)}; }
   RESGROW_DEVICE Raw load_some(int i, int count) const {
     return {load_elements(scores + i, count)};
   }
@@ -117,15 +149,17 @@ struct Obd {
   using Element = T;
   using Value = typename Lanes<T>::Value;
   static constexpr int kZeroBits = 0;
-  static constexpr int kPer = 16 / sizeof(T), kVectors = 2;
+  static constexpr int kPer = 16 / sizeof(T), kVectors = sizeof(T) == 2 ? 1 : 2;
 
   const T *weight, *curvature;
   Value damping;
+  Surroundings<kPer> around;
 
   RESGROW_DEVICE Obd(const SelectWork& work, const SelectTensor& t, Int offset)
       : weight(static_cast<const T*>(t.scores) + offset),
         curvature(static_cast<const T*>(t.curvature) + offset),
-        damping(static_cast<Value>(work.damping)) {}
+        damping(static_cast<Value>(work.damping)),
+        around(t, offset) {}
   RESGROW_DEVICE bool wide() const {
     return (reinterpret_cast<U64>(weight) | reinterpret_cast<U64>(curvature)) % 16 == 0;
   }
@@ -136,6 +170,9 @@ struct Obd {
   };
   RESGROW_DEVICE Raw load_wide(int i, bool again) const {
     return {load_vector(weight + i, again), load_vector(curvature + i, again)};
+  }
+  RESGROW_DEVICE Raw load_narrow(int i) const {
+    return {load_shifted<sizeof(T)>(weight + i), load_shifted<sizeof(T)>(curvature + i)};
   }
   RESGROW_DEVICE Raw load_some(int i, int count) const {
     return {load_elements(weight + i, count), load_elements(curvature + i, count)};
@@ -167,10 +204,15 @@ struct Step {
 
   // again: some elements are read once more; they stay in the first-level cache.
   RESGROW_DEVICE Step(const Source& from, int start, int size, bool again = false) : source(from) {
+    valid = kAll;
+    const auto& around = source.around;
     if (source.wide() && start + kStep <= size) {
       RESGROW_UNROLL
       for (int j = 0; j < kVectors; ++j) raw[j] = source.load_wide(place(start, j), again);
-      valid = kAll;
+    } else if (start + kStep <= size && (start > 0 || around.before) &&
+               (start + kStep + kPer <= size || around.after)) {
+      RESGROW_UNROLL
+      for (int j = 0; j < kVectors; ++j) raw[j] = source.load_narrow(place(start, j));
     } else {
       valid = 0;
       RESGROW_UNROLL
