@@ -57,6 +57,7 @@ TINY_CONVS = {
     "many positions": conv_case(2, 8, (12, 13), 8, 1),
     "even kernel": conv_case(2, 9, (6, 9), 10, (2, 4), stride=(2, 1), padding=(0, 3), dilation=(3, 1)),
     "one pixel": conv_case(4, 16, (1, 1), 16, 3, padding=1),
+    "many taps": conv_case(2, 5, (11, 9), 3, (11, 8)),
     "padding beyond kernel": conv_case(2, 16, (3, 3), 16, 2, padding=3),
     "tile 128 x 128": conv_case(2, 72, (5, 8), 104, 1),
     "tile 64 x 128": conv_case(2, 16, (5, 8), 24, 3, padding=1),

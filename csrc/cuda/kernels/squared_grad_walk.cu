@@ -26,41 +26,72 @@ Int best_parts(Int tiles, Int units, Int unit, Int slots, Int overhead) {
   return best;
 }
 
-// One thread per column of a row, so that the parts are read side by side. Eight loads are in
-// flight at once: there may be few weights and many parts. They are added in order all the same.
+// How a block of add_parts is cut: so many channels (side by side, as the parts are read), of which
+// each has so many threads for its taps, and so many taps before the block writes. Taps lie side by
+// side in H, so sums pass through shared memory, channels an odd number of words apart.
+struct AddPlan {
+  int channels, threads_per_channel, taps, pitch;
+};
+
+// Eight loads are in flight at once: there may be few weights and many parts. They are added in
+// order all the same.
 constexpr int kFlight = 8;
 
 template <class A>
+RESGROW_DEVICE A sum_of_parts(const A* sums, int parts, Int size) {
+  A sum = 0;
+  int part = 0;
+  for (; part + kFlight <= parts; part += kFlight) {
+    A some[kFlight];
+    RESGROW_UNROLL
+    for (int i = 0; i < kFlight; ++i) some[i] = sums[(part + i) * size];
+    RESGROW_UNROLL
+    for (int i = 0; i < kFlight; ++i) sum += some[i];
+  }
+  for (; part < parts; ++part) sum += sums[part * size];
+  return sum;
+}
+
+template <class A>
 RESGROW_KERNEL(kThreads)
-void add_parts(const SquaredGradContraction a, const SquaredGradWalk w) {
-  const int column = blockIdx.x * kThreads + threadIdx.x;
-  if (column >= w.columns) return;
-  const int tap = column / w.column_channels, channel = column % w.column_channels;
-  if (channel >= a.channels) return;
-  const Int rows = a.groups * a.outputs, taps = a.kernel[0] * a.kernel[1];
-  const Int size = rows * w.columns;
+void add_parts(const SquaredGradContraction a, const SquaredGradWalk w, const AddPlan plan) {
+  A* const shared = shared_memory<A>();
+  const int lane = threadIdx.x % plan.channels, way = threadIdx.x / plan.channels;
+  const int first = blockIdx.x * plan.channels, taps = static_cast<int>(a.kernel[0] * a.kernel[1]);
+  const int here = static_cast<int>(min(Int(plan.channels), a.channels - first));
+  const Int rows = a.groups * a.outputs;
   for (Int row = blockIdx.y; row < rows; row += gridDim.y) {
-    const A* const sums = static_cast<const A*>(a.workspace) + row * w.columns + column;
-    A sum = 0;
-    int part = 0;
-    for (; part + kFlight <= w.parts; part += kFlight) {
-      A some[kFlight];
-      RESGROW_UNROLL
-      for (int i = 0; i < kFlight; ++i) some[i] = sums[(part + i) * size];
-      RESGROW_UNROLL
-      for (int i = 0; i < kFlight; ++i) sum += some[i];
+    const A* const sums = static_cast<const A*>(a.workspace) + row * w.columns + first + lane;
+    A* const result = static_cast<A*>(a.result) + (row * a.channels + first) * taps;
+    for (int start = 0; start < taps; start += plan.taps) {
+      const int count = min(plan.taps, taps - start);
+      for (int tap = way; tap < count && lane < here; tap += plan.threads_per_channel) {
+        shared[lane * plan.pitch + tap] =
+            sum_of_parts(sums + (start + tap) * w.column_channels, w.parts, rows * w.columns);
+      }
+      __syncthreads();
+      for (int i = threadIdx.x; i < here * count; i += kThreads) {
+        const int channel = i / count, tap = i % count;
+        result[Int(channel) * taps + start + tap] = shared[channel * plan.pitch + tap];
+      }
+      __syncthreads();
     }
-    for (; part < w.parts; ++part) sum += sums[part * size];
-    static_cast<A*>(a.result)[(row * a.channels + channel) * taps + tap] = sum;
   }
 }
 
 template <class A>
 Status finish(const SquaredGradContraction& a, const SquaredGradWalk& w, Stream stream) {
-  const Int rows = a.groups * a.outputs;
-  const dim3 grid(static_cast<unsigned>(ceil_div(w.columns, kThreads)),
+  const Int rows = a.groups * a.outputs, taps = a.kernel[0] * a.kernel[1];
+  const int together = static_cast<int>(taps < 64 ? taps : 64);
+  AddPlan plan{kThreads, 1, together, together | 1};
+  while (plan.channels > 32 && plan.threads_per_channel < taps) {
+    plan.channels /= 2;
+    plan.threads_per_channel *= 2;
+  }
+  const dim3 grid(static_cast<unsigned>(ceil_div(a.channels, plan.channels)),
                   static_cast<unsigned>(rows < 65535 ? rows : 65535));
-  return launch(&add_parts<A>, grid, dim3(kThreads), 0, stream, a, w);
+  const size_t shared = sizeof(A) * plan.channels * plan.pitch;
+  return launch(&add_parts<A>, grid, dim3(kThreads), shared, stream, a, w, plan);
 }
 
 }  // namespace
