@@ -134,6 +134,8 @@ TriStatePlan plan_columns(const TriStatePass& pass) {
   plan.tile = static_cast<int>(width * count);
   plan.parts = plan.run > 1 ? static_cast<int>(over(plan.run - 1, plan.tile)) + 1 : 1;
   plan.lines = kTriStateThreads / plan.width;
+  // The rows are shifted by banks, so that columns side by side lie in different ones.
+  plan.stride = plan.width + (count == 8 ? 4 : 8);
   const Int wanted = values / count / (kTriStateThreads * kColumnBlocks);
   plan.rows = static_cast<int>(clamp(over(wanted, 4) * 4, kLeastRows, kMostRows));
   plan.bands = over(rows, plan.lines * plan.rows);

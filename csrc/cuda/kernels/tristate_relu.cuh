@@ -38,6 +38,7 @@ struct TriStatePlan {
   Int full_rows;
   int cols, rest;
   int width, lines, rows;
+  int stride;  // of a line's sums in shared memory
 };
 
 // Sums: first those of the slots, then each block's sum for d.
@@ -168,32 +169,17 @@ RESGROW_DEVICE bool is_open(G gate) {
   return to_float(gate) >= 0.5f;
 }
 
-// All gates are on their way before the first is looked at.
-template <class G, int N>
-RESGROW_DEVICE void read_gates(const void* gates, const Int (&at)[N], bool (&open)[N]) {
-  G read[N];
-  RESGROW_UNROLL
-  for (int i = 0; i < N; ++i) read[i] = static_cast<const G*>(gates)[at[i]];
-  RESGROW_UNROLL
-  for (int i = 0; i < N; ++i) open[i] = is_open(read[i]);
-}
-template <int N>
-RESGROW_DEVICE void read_gates(const void* gates, Type type, const Int (&at)[N], bool (&open)[N]) {
+RESGROW_DEVICE bool gate_open(const void* gates, Type type, Int at) {
   switch (type) {
     case Type::float64:
-      return read_gates<double>(gates, at, open);
+      return is_open(static_cast<const double*>(gates)[at]);
     case Type::bfloat16:
-      return read_gates<BFloat16>(gates, at, open);
+      return is_open(static_cast<const BFloat16*>(gates)[at]);
     case Type::float16:
-      return read_gates<Half>(gates, at, open);
+      return is_open(static_cast<const Half*>(gates)[at]);
     default:
-      return read_gates<float>(gates, at, open);
+      return is_open(static_cast<const float*>(gates)[at]);
   }
-}
-RESGROW_DEVICE bool gate_open(const void* gates, Type type, Int at) {
-  bool open[1];
-  read_gates(gates, type, {at}, open);
-  return open[0];
 }
 
 // A thread's part of a pass: the inner loop of both ways to go through memory.

@@ -6,26 +6,53 @@
 
 namespace resgrow {
 
+// Shared memory: a bit per column of the tile for w', 32 values for the sum over the block, and
+// per line the sums of the columns.
+constexpr int kOpenWords = kTriStateThreads * 8 / 32;
+
+// The sums of a line: those of the vectors' first values, then of their second ones, and so on,
+// `stride` apart, so that threads side by side write side by side.
+template <class V>
+RESGROW_DEVICE int sum_at(const TriStatePlan& plan, int line, int column) {
+  return (line * V::count + column % V::count) * plan.stride + column / V::count;
+}
+
+// Each gate is read once for all lines, side by side.
+RESGROW_DEVICE void read_gates(const TriStatePlan& plan, int tile, unsigned* open) {
+  const TriStatePass& pass = plan.pass;
+  const int lane = threadIdx.x % kWarp, channels = static_cast<int>(pass.channels);
+  for (int base = threadIdx.x - lane; base < plan.tile; base += kTriStateThreads) {
+    const int column = tile * plan.tile + base + lane;
+    bool is = false;
+    if (base + lane < plan.tile && column < plan.cols) {
+      is = gate_open(pass.w, pass.w_type, column / plan.run % channels * pass.w_stride);
+    }
+    const unsigned bits = __ballot_sync(kAllLanes, is);
+    if (lane == 0) open[base / kWarp] = bits;
+  }
+  __syncthreads();
+}
+
 // Adds what the block's threads found for its columns, down the lines, then over each run.
-// sums: (lines, width * count).
-template <class A>
+template <class V, class A>
 RESGROW_DEVICE void add_columns(const TriStatePlan& plan, A* sums, Int band, int tile) {
   const int columns = plan.tile;
   // Where columns are few, several threads share one; each begins with a line that only it reads.
   const int shares = max(1, min(plan.lines, kTriStateThreads / columns));
   __syncthreads();
   for (int i = threadIdx.x; i < shares * columns; i += kTriStateThreads) {
-    A sum = sums[i];
-    for (int line = i / columns + shares; line < plan.lines; line += shares) {
-      sum += sums[line * columns + i % columns];
+    const int column = i % columns, share = i / columns;
+    A sum = sums[sum_at<V>(plan, share, column)];
+    for (int line = share + shares; line < plan.lines; line += shares) {
+      sum += sums[sum_at<V>(plan, line, column)];
     }
-    sums[i] = sum;
+    sums[sum_at<V>(plan, share, column)] = sum;
   }
   __syncthreads();
-  for (int i = threadIdx.x; shares > 1 && i < columns; i += kTriStateThreads) {
-    A sum = sums[i];
-    for (int share = 1; share < shares; ++share) sum += sums[share * columns + i];
-    sums[i] = sum;
+  for (int column = threadIdx.x; shares > 1 && column < columns; column += kTriStateThreads) {
+    A sum = sums[sum_at<V>(plan, 0, column)];
+    for (int share = 1; share < shares; ++share) sum += sums[sum_at<V>(plan, share, column)];
+    sums[sum_at<V>(plan, 0, column)] = sum;
   }
   __syncthreads();
   // As many lanes to a run as its length fills.
@@ -39,7 +66,9 @@ RESGROW_DEVICE void add_columns(const TriStatePlan& plan, A* sums, Int band, int
     if (run <= last) {
       const int from = max(run * plan.run, begin) - begin;
       const int to = min((run + 1) * plan.run, end) - begin;
-      for (int i = from + threadIdx.x % lanes; i < to; i += lanes) sum += sums[i];
+      for (int i = from + threadIdx.x % lanes; i < to; i += lanes) {
+        sum += sums[sum_at<V>(plan, 0, i)];
+      }
     }
     for (int distance = lanes / 2; distance > 0; distance /= 2) {
       sum += __shfl_xor_sync(kAllLanes, sum, distance);
@@ -60,26 +89,17 @@ void tristate_columns(TriStatePlan plan) {
   const Int band = blockIdx.x / static_cast<unsigned>(plan.tiles);
   const Int row = band * plan.lines * plan.rows + line;
   const int column = tile * plan.tile + place * count;
+  unsigned* open = shared_memory<unsigned>();
+  read_gates(plan, tile, open);
   Thread thread(pass);
   A sum_w[count];
   RESGROW_UNROLL
   for (int j = 0; j < count; ++j) sum_w[j] = A(0);
   if (line < plan.lines && column < plan.cols) {
-    const int run = column / plan.run, channels = static_cast<int>(pass.channels);
-    int channel = run % channels, inside = column - run * plan.run;
-    Int gates[count];
-    RESGROW_UNROLL
-    for (int j = 0; j < count; ++j) {
-      gates[j] = channel * pass.w_stride;
-      if (++inside < plan.run) continue;
-      inside = 0;
-      if (++channel == channels) channel = 0;
-    }
-    bool open[count];
-    read_gates(pass.w, pass.w_type, gates, open);
+    const unsigned bits = open[place * count / 32] >> place * count % 32;
     A width[count];
     RESGROW_UNROLL
-    for (int j = 0; j < count; ++j) width[j] = open[j] ? A(1) : A(0);
+    for (int j = 0; j < count; ++j) width[j] = bits >> j & 1 ? A(1) : A(0);
     // Of the last, shorter row a vector may be there in part.
     const Int whole = plan.full_rows + (column + count <= plan.rest ? 1 : 0);
     const int left = static_cast<int>(max(min(whole - row, Int(plan.lines) * plan.rows), Int(0)));
@@ -94,14 +114,13 @@ void tristate_columns(TriStatePlan plan) {
     }
   }
   if constexpr (SUMS) {
-    A* shared = shared_memory<A>();
+    A* shared = reinterpret_cast<A*>(open + kOpenWords);
     if (line < plan.lines) {
       RESGROW_UNROLL
-      for (int j = 0; j < count; ++j) {
-        shared[kWarp + line * plan.tile + place * count + j] = sum_w[j];
-      }
+      for (int j = 0; j < count; ++j)
+        shared[kWarp + sum_at<Values<T>>(plan, line, place * count + j)] = sum_w[j];
     }
-    add_columns(plan, shared + kWarp, band, tile);
+    add_columns<Values<T>>(plan, shared + kWarp, band, tile);
     const A sum = block_sum(thread.sum_d, shared);
     if (threadIdx.x == 0) block_sums<A>(plan)[blockIdx.x] = sum;
   }
@@ -112,8 +131,11 @@ namespace {
 template <class T, bool FORWARD, bool SUMS, bool ALIGNED>
 struct Columns {
   static Status run(const TriStatePlan& plan, Stream stream) {
-    using A = typename Values<T>::Compute;
-    const size_t shared = SUMS ? (kWarp + plan.lines * plan.tile) * sizeof(A) : 0;
+    using V = Values<T>;
+    size_t shared = kOpenWords * sizeof(unsigned);
+    if (SUMS) {
+      shared += (kWarp + plan.lines * V::count * plan.stride) * sizeof(typename V::Compute);
+    }
     return launch(&tristate_columns<T, FORWARD, SUMS, ALIGNED>,
                   dim3(static_cast<unsigned>(plan.blocks)), dim3(kTriStateThreads), shared, stream,
                   plan);
