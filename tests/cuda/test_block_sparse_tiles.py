@@ -26,6 +26,7 @@ TILES = {
     "1x1 padded": (conv_case(1, 16, (3, 4), 32, 1, padding=1), (16, 16)),
     "1x1 of several chunks of channels": (conv_case(1, 144, (3, 5), 16, 1), (16, 16)),
     "1x1 of several tiles of outputs": (conv_case(1, 16, (3, 5), 304, 1), (16, 16)),
+    "1x1 of two columns of warps": (conv_case(2, 48, (16, 17), 272, 1), (16, 16)),
     "channels of no multiple of 16": (conv_case(1, 40, (4, 4), 24, 3, padding=1), (16, 16)),
     "3x3": (conv_case(2, 32, (6, 5), 48, 3, padding=1), (16, 16)),
     "3x3 split sums": (conv_case(1, 64, (3, 3), 64, 3, padding=1), (16, 16)),
@@ -107,7 +108,7 @@ def test_convolutions_of_the_cpu_suite(case: str, dtype: torch.dtype, machine) -
 
 
 @pytest.mark.parametrize("density", [0.0, 0.05, 1.0])
-@pytest.mark.parametrize("case", ["3x3", "3x3 stride 2", "1x1 of several tiles of outputs", "groups"])
+@pytest.mark.parametrize("case", ["3x3", "3x3 stride 2", "1x1 of two columns of warps", "groups"])
 def test_empty_sparse_and_full_masks(case: str, density: float, machine) -> None:
     check(machine, *TILES[case], torch.bfloat16, density)
 

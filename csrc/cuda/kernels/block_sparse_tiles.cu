@@ -1,15 +1,15 @@
 // block_sparse_tiles: blocks of multiples of 16 x 16 on tensor cores, forward and input gradient.
 //
-// A block of 8 warps computes 256 pixels x 128 targets; a warp has 32 pixels and all targets, so
-// that all warps do the same work whatever the mask, and visits (tap, 16 summed channels) in turn:
-// pixels are loaded once per visit and used for each of up to 8 present pieces of 16 x 16 weights.
+// A block of 8 warps computes 256 pixels x 128 targets; a warp has 32 pixels and all 128 targets,
+// so that all warps do the same work whatever the mask, and makes visits (tap, 16 summed channels)
+// in turn: pixels are loaded once per visit and used for each of up to 8 present pieces of 16 x 16
+// weights.
 //
 // Where the bound lies, per visit and multiprocessor of an H200, at density d of pieces (16-bit):
 //   tensor cores   8 d pieces x 8 warps x 4 mma.  mma.sync reaches about 62 % of the peak of 2048
 //                  multiply-adds a cycle: 1.6 cycles per mma, 413 d in all.
 //   shared memory  (8 d x 512 B for weights + 1 KB for pixels where a piece is present) x 8 warps,
-//                  128 B a cycle: 256 d + 64, and what is copied in: 64 per patch row and tap, 32
-//                  d.
+//                  128 B a cycle: 256 d + 64; and what is copied in, 32 d + about 10.
 //   second level   about 24 B a cycle: 4 KB d of weights and 8 KB of pixels per tap.
 // At d = .25: 103 cycles of tensor cores, 136 of shared memory; from the second level 43 of weights
 // and 340 of pixels where each tap fetches its own, so that a 3 x 3 is bound by fetching. Hence
@@ -18,12 +18,17 @@
 // taps from shared memory. That leaves shared memory as the bound, at 47 % of the tensor cores'
 // peak for d = .25 (dense kernels reach 60 to 70 %), and mma.sync from d = .5 on.
 //
+// A single tap has nothing to share a patch with. There two columns of warps, 128 pixels x 256
+// targets, fetch pixels half as often: 4 KB of pixels and 8 d KB of weights per visit of twice the
+// targets, or 6 KB for 103 cycles of tensor cores instead of 9. Most such layers are bound by
+// device memory then.
+//
 // Weights and patches go through rings of three stages filled by cp.async, with one barrier per
 // round of up to 32 pieces. Rows of patches and pieces are swizzled so that ldmatrix is free of
 // bank conflicts. A block has the whole sum of its tile, or a part of it where there are too few
 // tiles for the device; parts are added in their order, so that results do not depend on
 // scheduling.
-#include "cuda/kernels/block_sparse_tiles_product.cuh"
+#include "cuda/kernels/block_sparse_tiles_feed.cuh"
 
 namespace resgrow {
 namespace {
@@ -45,9 +50,9 @@ Int round_up(Int a, Int to) {
 struct Plan {
   bool forward;
   Int sums, targets;         // channels of a group
-  Int lines, columns;        // of the largest class of target pixels
+  Int lines, width;          // of the largest class of target pixels
   Int classes, taps, tiles;  // tiles of targets per group
-  Int warps, strips, pitch, patch_rows, log_units, most_visits, splits;
+  Int warps, columns, strips, pitch, patch_rows, log_units, most_visits, splits;
   bool whole;
 };
 
@@ -59,6 +64,18 @@ Int target_pixels(const BlockSparseCall& c) {
   const BlockSparseShape& s = c.shape;
   return c.product == BlockSparseProduct::forward ? s.samples * s.out_height * s.out_width
                                                   : s.samples * s.height * s.width;
+}
+
+Int pixels_of_block(const Plan& p) {
+  return p.warps * kTilesWarpPixels / p.columns;
+}
+// Of a stage. Small blocks have small ones, so that a multiprocessor has room for several; a visit
+// of two columns has up to 16 pieces.
+Int piece_bytes(const Plan& p) {
+  return p.warps < 8 && p.columns == 1 ? 8 * 1024 : 16 * 1024;
+}
+size_t memory_bytes(const Plan& p) {
+  return tiles_memory_bytes(p.patch_rows, p.log_units, piece_bytes(p));
 }
 
 // Rows of a patch that serves all taps, for tiles of `pixels`.
@@ -77,7 +94,7 @@ Int whole_rows(const BlockSparseCall& c, const Plan& p, Int pixels, Int strip, I
 // this, and from the splits: they are chosen by the layer's sizes alone, for tiles of 8 warps.
 void choose_patch(const BlockSparseCall& c, Plan& p) {
   const BlockSparseShape& s = c.shape;
-  const Int pixels = p.warps * kTilesWarpPixels;
+  const Int pixels = pixels_of_block(p);
   const Int reach = (s.kernel[1] - 1) * s.dilation[1] / s.stride[1];
   const size_t room = static_cast<size_t>(most_shared_memory());
   const bool chosen = p.log_units != 0, each = p.taps == 1 || (chosen && !p.whole);
@@ -85,14 +102,14 @@ void choose_patch(const BlockSparseCall& c, Plan& p) {
   if (!chosen || !p.whole) {
     p.whole = false;
     p.strips = 1, p.pitch = 1, p.patch_rows = pixels;
-    if (!chosen) p.log_units = tiles_memory_bytes(pixels, 3) <= room ? 3 : 2;
+    if (!chosen) p.log_units = tiles_memory_bytes(pixels, 3, piece_bytes(p)) <= room ? 3 : 2;
   }
   if (each) return;
   const Int planes = p.forward ? s.stride[0] * s.stride[1] : 1;
   // Fewer strips have longer lines: fewer lines of surroundings for fewer columns of them.
-  for (Int strips = 1; strips <= min_of(p.columns, 64); ++strips) {
+  for (Int strips = 1; strips <= min_of(p.width, 64); ++strips) {
     Plan tried = p;
-    const Int strip = ceil_div(p.columns, strips);
+    const Int strip = ceil_div(p.width, strips);
     tried.strips = strips;
     tried.whole = true;
     // Lines of a multiple of 8 rows beyond the strip keep 8 neighbouring pixels in different banks
@@ -100,9 +117,9 @@ void choose_patch(const BlockSparseCall& c, Plan& p) {
     tried.pitch = strip + round_up(reach, 8);
     tried.patch_rows = whole_rows(c, tried, pixels, strip, tried.pitch);
     tried.log_units = 2;
-    if (tiles_memory_bytes(tried.patch_rows, tried.log_units) > room) continue;
-    if (tried.patch_rows > 1 << (31 - kShiftAt)) continue;
-    const double lost = static_cast<double>(strip * strips) / static_cast<double>(p.columns);
+    if (memory_bytes(tried) > room) continue;
+    if (tried.patch_rows > kMostShift) continue;
+    const double lost = static_cast<double>(strip * strips) / static_cast<double>(p.width);
     const Int fetched = planes * (tried.patch_rows / tried.pitch) * (strip + reach);
     const double fetches = lost * lost * static_cast<double>(fetched) / static_cast<double>(pixels);
     if (fetches >= least) continue;
@@ -112,21 +129,33 @@ void choose_patch(const BlockSparseCall& c, Plan& p) {
 }
 
 Int pixels_of(const BlockSparseCall& c, const Plan& p) {
-  return c.shape.samples * p.lines * p.strips * ceil_div(p.columns, p.strips);
+  return c.shape.samples * p.lines * p.strips * ceil_div(p.width, p.strips);
 }
 Int blocks_of(const BlockSparseCall& c, const Plan& p) {
-  return ceil_div(pixels_of(c, p), p.warps * kTilesWarpPixels) * p.tiles * c.shape.groups *
-         p.classes;
+  return ceil_div(pixels_of(c, p), pixels_of_block(p)) * p.tiles * c.shape.groups * p.classes;
 }
 
 // Fewer warps per block share less, but fill the device with less left over. What a multiprocessor
-// with so many warps reaches of its speed is an estimate.
+// with so many warps reaches of its speed is an estimate. A tile's time follows its pieces, so that
+// targets it does not have cost nothing.
 double cost_of(const BlockSparseCall& c, const Plan& p) {
   const Int turns = ceil_div(blocks_of(c, p), c.processors > 0 ? c.processors : 1);
-  const Int resident = min_of(turns * p.warps, 8);
+  // A block takes a kilobyte beyond its own.
+  const size_t room = static_cast<size_t>(most_shared_memory()) + 1024;
+  const Int together = min_of(turns, static_cast<Int>(room / (memory_bytes(p) + 1024)));
+  const Int resident = min_of(together * p.warps, 8);
   const double speed = resident >= 8 ? 1.0 : resident >= 6 ? 0.9 : resident >= 4 ? 0.7 : 0.4;
   const double sharing = p.warps >= 8 ? 1.0 : p.warps >= 4 ? 1.08 : 1.2;
-  return static_cast<double>(turns * p.warps) * sharing / speed;
+  const double filled =
+      static_cast<double>(p.targets) / static_cast<double>(p.tiles * p.columns * kWarpTargets * 16);
+  return static_cast<double>(turns * p.warps) * filled * sharing / speed;
+}
+
+// Two columns of warps halve how often pixels are fetched, and double it for weights, which at low
+// density are less. With patches, pixels are fetched little.
+bool wide(const BlockSparseCall& c, const Plan& p) {
+  return !p.whole && p.warps > 2 && p.targets > kWarpTargets * 16 && c.type != Type::float32 &&
+         tiles_lists_fit(p.most_visits, 2);
 }
 
 Plan plan_of(const BlockSparseCall& c) {
@@ -137,19 +166,24 @@ Plan plan_of(const BlockSparseCall& c) {
   p.sums = p.forward ? inputs : outputs;
   p.targets = p.forward ? outputs : inputs;
   p.lines = p.forward ? s.out_height : ceil_div(s.height, s.stride[0]);
-  p.columns = p.forward ? s.out_width : ceil_div(s.width, s.stride[1]);
+  p.width = p.forward ? s.out_width : ceil_div(s.width, s.stride[1]);
   p.classes = p.forward ? 1 : s.stride[0] * s.stride[1];
   p.taps = s.kernel[0] * s.kernel[1];
-  p.tiles = ceil_div(p.targets, kTilesTargets);
+  p.columns = 1;
   Plan best{};
   for (p.warps = 8; p.warps >= 2; p.warps /= 2) {
     choose_patch(c, p);
-    if (best.warps == 0 || cost_of(c, p) < cost_of(c, best)) best = p;
+    const Int chunk = unit_values(c) << p.log_units;
+    p.most_visits = ceil_div(p.sums, chunk) * (chunk / 16) * p.taps;
+    p.columns = wide(c, p) ? 2 : 1;
+    if (p.columns == 2) p.patch_rows = pixels_of_block(p);
+    p.tiles = ceil_div(p.targets, p.columns * kWarpTargets * 16);
+    const bool room = memory_bytes(p) <= static_cast<size_t>(most_shared_memory());
+    if (room && (best.warps == 0 || cost_of(c, p) < cost_of(c, best))) best = p;
+    p.columns = 1;
   }
-  const Int chunk = unit_values(c) << best.log_units;
-  best.most_visits = ceil_div(best.sums, chunk) * (chunk / 16) * best.taps;
   // Where tiles are fewer than multiprocessors, several blocks add up one, of 16 visits at least.
-  const Int tiles = ceil_div(target_pixels(c), 4 * kTilesWarpPixels) * best.tiles * s.groups;
+  const Int tiles = ceil_div(target_pixels(c), 128) * ceil_div(p.targets, 128) * s.groups;
   const Int parts = min_of(kProcessors / (tiles > 0 ? tiles : 1), best.most_visits / 16);
   best.splits = parts < 1 ? 1 : min_of(parts, 16);
   return best;
@@ -173,11 +207,12 @@ bool fits(const BlockSparseCall& c) {
     if (input + s.padding[i] > 8192 || reach > 8192 || s.stride[i] > 128) return false;
   }
   const Plan p = plan_of(c);
+  if (p.warps == 0) return false;
   const Int lists = p.classes * s.groups * p.tiles;
-  return p.taps <= kTilesTaps && p.most_visits <= tiles_lists_most() && p.classes <= 65535 &&
-         pixels_of(c, p) <= kMostInt / 2 && lists * p.most_visits * kVisitTargets <= kMostInt &&
-         c.blocks * (s.block_out * s.block_in / 16) <= kMostInt &&
-         tiles_memory_bytes(p.patch_rows, p.log_units) <= static_cast<size_t>(most_shared_memory());
+  return p.taps <= kTilesTaps && tiles_lists_fit(p.most_visits, p.columns) && p.classes <= 65535 &&
+         pixels_of(c, p) <= kMostInt / 2 &&
+         lists * p.most_visits * p.columns * kWarpTargets <= kMostInt &&
+         c.blocks * (s.block_out * s.block_in / 16) <= kMostInt;
 }
 
 // The workspace: parts of the sums, then the lists, each aligned for its loads.
@@ -192,7 +227,7 @@ Workspace workspace_of(const BlockSparseCall& c, const Plan& p) {
   w.rounds = p.splits > 1 ? w.partial_step * p.splits * static_cast<Int>(sizeof(float)) : 0;
   w.visits = w.rounds + visits * static_cast<Int>(sizeof(TilesRound));
   w.pieces = w.visits + visits * static_cast<Int>(sizeof(int));
-  w.rounds_of = w.pieces + visits * kVisitTargets * static_cast<Int>(sizeof(int));
+  w.rounds_of = w.pieces + visits * p.columns * kWarpTargets * static_cast<Int>(sizeof(int));
   w.bytes = w.rounds_of + lists * static_cast<Int>(sizeof(int));
   return w;
 }
@@ -222,12 +257,14 @@ TilesArgs args_of(const BlockSparseCall& c, const Plan& p) {
   a.rows = static_cast<int>(s.rows), a.cols = static_cast<int>(s.cols);
   a.block_out = static_cast<int>(s.block_out), a.block_in = static_cast<int>(s.block_in);
   a.strips = static_cast<int>(p.strips);
-  a.strip = static_cast<int>(ceil_div(p.columns, p.strips));
+  a.strip = static_cast<int>(ceil_div(p.width, p.strips));
   a.whole = p.whole;
   a.pitch = static_cast<int>(p.pitch);
   a.patch_rows = static_cast<int>(p.patch_rows);
   a.log_units = static_cast<int>(p.log_units);
-  a.pieces = kTilesStageBytes / static_cast<int>(16 * 16 * (16 / unit_values(c)));
+  a.piece_bytes = static_cast<int>(piece_bytes(p));
+  a.pieces = a.piece_bytes / static_cast<int>(16 * 16 * (16 / unit_values(c)));
+  a.columns = static_cast<int>(p.columns);
   a.target_tiles = static_cast<int>(p.tiles);
   a.splits = static_cast<int>(p.splits);
   const Workspace w = workspace_of(c, p);
@@ -242,33 +279,23 @@ TilesArgs args_of(const BlockSparseCall& c, const Plan& p) {
   return a;
 }
 
-template <class Mma>
-Status run_as(const BlockSparseCall& c, const Plan& p, const TilesArgs& a, Stream stream) {
-  using T = typename Mma::Value;
-  const Int pixel_tiles = ceil_div(pixels_of(c, p), p.warps * kTilesWarpPixels);
-  const dim3 grid(static_cast<unsigned>(pixel_tiles * p.tiles * a.groups),
-                  static_cast<unsigned>(p.classes), static_cast<unsigned>(p.splits));
-  const auto kernel = p.forward ? &tiles_kernel<Mma, true> : &tiles_kernel<Mma, false>;
-  const Status product = launch(kernel, grid, dim3(static_cast<unsigned>(p.warps * 32)),
-                                tiles_memory_bytes(p.patch_rows, p.log_units), stream, a);
-  if (product != 0 || p.splits == 1) return product;
-  const Int eights = target_pixels(c) * ceil_div(a.output.targets, 8);
-  return launch(&tiles_add_kernel<T>, dim3(static_cast<unsigned>(ceil_div(eights, 256))), dim3(256),
-                0, stream, a, target_pixels(c));
-}
-
 Status run(const BlockSparseCall& c, Stream stream) {
   const Plan p = plan_of(c);
   const TilesArgs a = args_of(c, p);
   const Status listed = launch_tiles_lists(a, p.forward, c.type, stream);
   if (listed != 0) return listed;
+  const Int pixel_tiles = ceil_div(pixels_of(c, p), pixels_of_block(p));
+  const dim3 grid(static_cast<unsigned>(pixel_tiles * p.tiles * a.groups),
+                  static_cast<unsigned>(p.classes), static_cast<unsigned>(p.splits));
+  const TilesLaunch as{p.forward, grid, static_cast<unsigned>(p.warps * 32), memory_bytes(p),
+                       target_pixels(c)};
   switch (c.type) {
     case Type::bfloat16:
-      return run_as<Mma16<BFloat16>>(c, p, a, stream);
+      return launch_tiles_bfloat16(a, as, stream);
     case Type::float16:
-      return run_as<Mma16<Half>>(c, p, a, stream);
+      return launch_tiles_float16(a, as, stream);
     default:
-      return c.tf32 ? run_as<MmaFloat<1>>(c, p, a, stream) : run_as<MmaFloat<3>>(c, p, a, stream);
+      return c.tf32 ? launch_tiles_tf32(a, as, stream) : launch_tiles_float32(a, as, stream);
   }
 }
 

@@ -22,20 +22,34 @@ struct TilesAxis {
 
 // A round is what is copied and multiplied between two barriers: some visits of a step. A step is
 // one patch: a chunk of channels of one plane, or of one tap where `whole` is false. A visit is one
-// tap and 16 of the summed channels, with a bit for each 16 targets that have weights there.
+// tap and 16 of the summed channels, with a bit for each 16 targets that have weights there. A
+// round's pieces are those of the first column of warps, then those of the second.
 struct TilesRound {
   int visit, piece;  // the first ones of the list
-  int counts;        // visits | pieces << 8 | new step << 16 | chunk << 17
+  unsigned counts;   // packed TilesCounts
   int origin;        // of the plane in the source: row << 16 | column
 };
-constexpr int kVisitTargets = 8;                  // groups of 16 targets
-constexpr int kShiftBits = 20, kShiftAt = 8 + 2;  // visit: targets | sub << 8 | shift << 10
-constexpr int kTilesTaps = 256;                   // at most
+struct TilesCounts {
+  int visits, pieces, left;  // left: pieces of the first column
+  bool opens;                // a step, of this chunk of channels
+  int chunk;
+};
+RESGROW_DEVICE unsigned packed(const TilesCounts& c) {
+  return static_cast<unsigned>(c.visits) | static_cast<unsigned>(c.pieces) << 6 |
+         static_cast<unsigned>(c.left) << 12 | static_cast<unsigned>(c.opens) << 18 |
+         static_cast<unsigned>(c.chunk) << 19;
+}
+RESGROW_DEVICE TilesCounts unpacked(unsigned c) {
+  return {static_cast<int>(c & 63), static_cast<int>(c >> 6 & 63), static_cast<int>(c >> 12 & 63),
+          (c >> 18 & 1) != 0, static_cast<int>(c >> 19)};
+}
+constexpr int kWarpTargets = 8;                    // groups of 16 targets that a warp has
+constexpr int kSubAt = 16, kShiftAt = kSubAt + 2;  // visit: targets | sub | shift in the patch
+constexpr int kMostShift = (1 << (31 - kShiftAt)) - 1;
+constexpr int kTilesTaps = 256;  // at most
 constexpr int kTilesStages = 3;
-constexpr int kTilesStageBytes = 16 * 1024;        // of pieces
-constexpr int kTilesIdleVisits = 3;                // behind those of a round
-constexpr int kTilesVisits = 36;                   // of a round, with these
-constexpr int kTilesTargets = 16 * kVisitTargets;  // of a tile
+constexpr int kTilesIdleVisits = 3;  // behind those of a round
+constexpr int kTilesVisits = 36;     // of a round, with these
 
 struct TilesLists {
   int* rounds_of;  // of each list
@@ -55,10 +69,12 @@ struct TilesArgs {
   int strips, strip;  // per row, and their width
   bool whole;         // a step's patch serves all taps of a plane; else each tap has its own
   int pitch;          // rows of a patch from one line to the next
-  int patch_rows, log_units, pieces;  // of a patch; of its rows; of a round at most
-  int target_tiles;                   // per group
-  int splits;                         // parts of the sum
-  float* partial;                     // (splits, pixels, targets)
+  int patch_rows, log_units;  // of a patch; of its rows
+  int pieces, piece_bytes;    // of a round at most, and all of them in shared memory
+  int columns;                // of warps side by side, 1 or 2: each has its own targets
+  int target_tiles;           // of all columns, per group
+  int splits;                 // parts of the sum
+  float* partial;             // (splits, pixels, targets)
   Int partial_step;
   TilesLists lists;
   BlockSparseOutput output;
@@ -105,6 +121,19 @@ RESGROW_DEVICE TilesTap tiles_tap(const TilesAxis& a, int r, bool whole) {
 
 // Writes the lists of every class, group and tile of targets.
 Status launch_tiles_lists(const TilesArgs&, bool forward, Type, Stream);
-int tiles_lists_most();  // visits that a list may have
+bool tiles_lists_fit(Int visits, Int columns);  // whether lists of so many visits can be made
+
+// Computes the product, and adds the parts of its sums.
+struct TilesLaunch {
+  bool forward;
+  dim3 grid;  // tiles, classes, parts of the sum
+  unsigned threads;
+  size_t shared;
+  Int pixels;  // of the targets
+};
+Status launch_tiles_bfloat16(const TilesArgs&, const TilesLaunch&, Stream);
+Status launch_tiles_float16(const TilesArgs&, const TilesLaunch&, Stream);
+Status launch_tiles_float32(const TilesArgs&, const TilesLaunch&, Stream);
+Status launch_tiles_tf32(const TilesArgs&, const TilesLaunch&, Stream);
 
 }  // namespace resgrow

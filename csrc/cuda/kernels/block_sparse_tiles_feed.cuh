@@ -5,7 +5,7 @@
 
 namespace resgrow {
 
-constexpr int kTilesThreads = 256;  // at most; each warp has 32 pixels
+constexpr int kTilesThreads = 256;  // at most
 constexpr int kTilesWarpPixels = 32;
 
 // A row of a patch that is read: (source pixel, or -1 where it is outside, row; the same with the
@@ -18,15 +18,15 @@ struct TilesMemory {
   TilesPlace* places;
   int* visits;  // kTilesStages of kTilesVisits
 };
-inline size_t tiles_memory_bytes(Int patch_rows, int log_units) {
-  return kTilesStages * (kTilesStageBytes + kTilesVisits * sizeof(int) +
+inline size_t tiles_memory_bytes(Int patch_rows, Int log_units, Int piece_bytes) {
+  return kTilesStages * (static_cast<size_t>(piece_bytes) + kTilesVisits * sizeof(int) +
                          (static_cast<size_t>(patch_rows) << (4 + log_units))) +
          static_cast<size_t>(patch_rows) * sizeof(TilesPlace);
 }
 RESGROW_DEVICE TilesMemory tiles_memory(const TilesArgs& a) {
   TilesMemory m;
   m.pieces = shared_memory<Byte>();
-  m.patches = m.pieces + kTilesStages * kTilesStageBytes;
+  m.patches = m.pieces + kTilesStages * a.piece_bytes;
   Byte* rest = m.patches + (kTilesStages * a.patch_rows << (4 + a.log_units));
   m.places = reinterpret_cast<TilesPlace*>(rest);
   m.visits = reinterpret_cast<int*>(m.places + a.patch_rows);
@@ -57,6 +57,10 @@ struct TilesPixels {
   }
 };
 
+RESGROW_DEVICE int pixels_of_block(const TilesArgs& a) {
+  return static_cast<int>(blockDim.x) / a.columns;
+}
+
 template <bool forward>
 RESGROW_DEVICE TilesPixels tiles_pixels(const TilesArgs& a) {
   const int residue = static_cast<int>(blockIdx.y);
@@ -64,7 +68,7 @@ RESGROW_DEVICE TilesPixels tiles_pixels(const TilesArgs& a) {
   p.y = tiles_line<forward>(a.axis[0], residue / a.axis[1].stride);
   p.x = tiles_line<forward>(a.axis[1], residue % a.axis[1].stride);
   const int tile = static_cast<int>(blockIdx.x) / (a.target_tiles * a.groups);
-  p.first = tile * static_cast<int>(blockDim.x);
+  p.first = tile * pixels_of_block(a);
   p.total = p.x.count > 0 ? a.samples * a.strips * p.y.count * a.strip : 0;
   return p;
 }
@@ -81,11 +85,11 @@ template <bool forward>
 RESGROW_DEVICE int find_places(const TilesArgs& a, const TilesPixels& p, TilesPlace* places) {
   const int height = forward ? a.axis[0].input : a.axis[0].output;
   const int width = forward ? a.axis[1].input : a.axis[1].output;
-  const int threads = static_cast<int>(blockDim.x);
+  const int threads = static_cast<int>(blockDim.x), pixels = pixels_of_block(a);
   const auto first = p.place(a, p.first);
-  const int last_pixel = min(p.first + threads, p.total) - 1;
+  const int last_pixel = min(p.first + pixels, p.total) - 1;
   const int lines = patch_line(p, first, p.place(a, last_pixel)) + p.y.reach + 1;
-  const int columns = a.strip + p.x.reach, rows = a.whole ? lines * columns : threads;
+  const int columns = a.strip + p.x.reach, rows = a.whole ? lines * columns : pixels;
   for (int i = static_cast<int>(threadIdx.x); i < rows; i += threads) {
     TilesPixels::Place own;
     int row = i;
@@ -136,34 +140,38 @@ struct TilesFeed {
     const Int base = static_cast<Int>(list) * a.lists.most;
     rounds = a.lists.rounds + base;
     visits = a.lists.visits + base;
-    pieces = a.lists.pieces + base * kVisitTargets;
+    pieces = a.lists.pieces + base * a.columns * kWarpTargets;
     if (round < end) {
       next = load<int4>(rounds + round);
-      next.z |= 1 << 16;  // the part of the sum may begin within a step
+      TilesCounts counts = unpacked(static_cast<unsigned>(next.z));
+      counts.opens = true;  // the part of the sum may begin within a step
+      next.z = static_cast<int>(packed(counts));
       find_piece();
     }
     if (round + 1 < end) after = load<int4>(rounds + round + 1);
   }
 
   RESGROW_DEVICE void find_piece() {
-    if (lane_id() < (next.z >> 8 & 255)) piece = pieces[next.y + lane_id()];
+    if (lane_id() < unpacked(static_cast<unsigned>(next.z)).pieces)
+      piece = pieces[next.y + lane_id()];
   }
 
   // Begins to copy the next round to `stage`; returns its counts.
-  RESGROW_DEVICE int copy(int stage) {
-    int counts = 0;
+  RESGROW_DEVICE unsigned copy(int stage) {
+    unsigned all = 0;
     if (round < end) {
-      counts = next.z;
-      copy_visits(stage, counts & 255);
-      copy_pieces(stage, counts >> 8 & 255);
-      if (counts >> 16 & 1) copy_patch(counts >> 17);
+      all = static_cast<unsigned>(next.z);
+      const TilesCounts counts = unpacked(all);
+      copy_visits(stage, counts.visits);
+      copy_pieces(stage, counts.pieces);
+      if (counts.opens) copy_patch(counts.chunk);
       ++round;
       next = after;
       if (round < end) find_piece();
       if (round + 1 < end) after = load<int4>(rounds + round + 1);
     }
     copy_async_commit();
-    return counts;
+    return all;
   }
 
   RESGROW_DEVICE void copy_visits(int stage, int count) {
@@ -177,7 +185,7 @@ struct TilesFeed {
   }
 
   RESGROW_DEVICE void copy_pieces(int stage, int count) {
-    Byte* to = memory.pieces + stage * kTilesStageBytes;
+    Byte* to = memory.pieces + stage * a.piece_bytes;
     for (int i = warp_id(); i < count; i += static_cast<int>(blockDim.x) / 32) {
       const Int at = __shfl_sync(0xffffffffu, piece, i);
       copy_piece<Mma>(to + i * Mma::kPieceBytes, static_cast<const T*>(a.values) + at * 16,

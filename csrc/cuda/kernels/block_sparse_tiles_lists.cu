@@ -10,7 +10,7 @@ namespace resgrow {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kMostVisits = 4800;
+constexpr int kMostSlots = 38400;  // of a list: as many as shared memory has room for
 constexpr unsigned kFull = 0xffffffffu;
 
 // Sum of `own` over the threads before this one.
@@ -35,8 +35,9 @@ RESGROW_DEVICE unsigned sum_before(unsigned own, unsigned* scratch, unsigned& to
 
 // The list's shared memory.
 struct Table {
+  int width;         // groups of 16 targets
   int* slots;        // [visit][group of 16 targets]: place in values, or -1
-  unsigned* before;  // pieces of the visits before
+  unsigned* before;  // pieces of the visits before << 16 | those of the first column among them
   int* present;      // numbers of the visits that have pieces
   int* first;        // visit that begins a round
   int* rank;         // of each tap in the class, or -1
@@ -44,10 +45,11 @@ struct Table {
   int* plane;        // rank of the first tap of the same patch
   unsigned* scratch;
 };
-RESGROW_DEVICE Table table_of(int visits) {
+RESGROW_DEVICE Table table_of(int visits, int columns) {
   Table t;
+  t.width = columns * kWarpTargets;
   t.slots = shared_memory<int>();
-  t.before = reinterpret_cast<unsigned*>(t.slots + visits * kVisitTargets);
+  t.before = reinterpret_cast<unsigned*>(t.slots + visits * t.width);
   t.present = reinterpret_cast<int*>(t.before + visits + 1);
   t.first = t.present + visits + 1;
   t.rank = t.first + visits + 1;
@@ -56,9 +58,9 @@ RESGROW_DEVICE Table table_of(int visits) {
   t.scratch = reinterpret_cast<unsigned*>(t.plane + kTilesTaps);
   return t;
 }
-size_t table_bytes(int visits) {
-  return sizeof(int) *
-         (static_cast<size_t>(visits) * (kVisitTargets + 3) + 3 + 3 * kTilesTaps + kThreads / 32);
+size_t table_bytes(int visits, int columns) {
+  return sizeof(int) * (static_cast<size_t>(visits) * (columns * kWarpTargets + 3) + 3 +
+                        3 * kTilesTaps + kThreads / 32);
 }
 
 // Taps of the class in the order of their planes, then by themselves.
@@ -91,63 +93,85 @@ RESGROW_DEVICE int order_taps(const TilesArgs& a, const Table& t, int residue_y,
   return count;
 }
 
-// Notes the list's blocks in its slots.
+struct Block {
+  int number, row, col, tap;
+};
+struct ListOf {
+  int taps, subs, group, target;  // target: its first group of 16
+};
+
+// Notes a block in the slots, if it is one of the list's.
 template <bool forward>
-RESGROW_DEVICE void note_blocks(const TilesArgs& a, const Table& t, int taps, int subs, int group,
-                                int target0) {
+RESGROW_DEVICE void note(const TilesArgs& a, const Table& t, const ListOf& list, const Block& b) {
   const int rows_of_group = a.rows / a.groups, all_taps = a.axis[0].kernel * a.axis[1].kernel;
+  if (b.row < 0 || b.row >= a.rows || b.col < 0 || b.col >= a.cols || b.tap < 0 ||
+      b.tap >= all_taps)
+    return;
+  const int rank = t.rank[b.tap], group = a.groups == 1 ? 0 : b.row / rows_of_group;
+  if (rank < 0 || group != list.group) return;
   const int out_parts = a.block_out / 16, in_parts = a.block_in / 16;
-  const int size = a.block_in * out_parts;      // in 16 values
-  const int sums = (a.source_group + 15) / 16;  // blocks at the edge reach beyond
-  for (int i = static_cast<int>(threadIdx.x); i < a.blocks; i += kThreads) {
-    const int row = a.row[i], col = a.col[i], tap = a.tap[i];
-    if (row < 0 || row >= a.rows || col < 0 || col >= a.cols || tap < 0 || tap >= all_taps)
-      continue;
-    const int rank = t.rank[tap], own_group = a.groups == 1 ? 0 : row / rows_of_group;
-    if (rank < 0 || own_group != group) continue;
-    const int out0 = (row - group * rows_of_group) * out_parts, in0 = col * in_parts;
-    for (int out = 0; out < out_parts; ++out) {
-      for (int in = 0; in < in_parts && (forward ? in0 + in : out0 + out) < sums; ++in) {
-        const int target = (forward ? out0 + out : in0 + in) - target0;
-        const int k = forward ? in0 + in : out0 + out;
-        if (target < 0 || target >= kVisitTargets) continue;
-        const int visit = (k / subs * taps + rank) * subs + k % subs;
-        t.slots[visit * kVisitTargets + target] = i * size + in * a.block_out + out;
-      }
+  const int out0 = (b.row - group * rows_of_group) * out_parts, in0 = b.col * in_parts;
+  const int place = b.number * a.block_in * out_parts;  // in 16 values
+  const int sums = (a.source_group + 15) / 16;          // blocks at the edge reach beyond
+  for (int out = 0; out < out_parts; ++out) {
+    for (int in = 0; in < in_parts; ++in) {
+      const int target = (forward ? out0 + out : in0 + in) - list.target;
+      const int k = forward ? in0 + in : out0 + out;
+      if (target < 0 || target >= t.width || k >= sums) continue;
+      const int visit = (k / list.subs * list.taps + rank) * list.subs + k % list.subs;
+      t.slots[visit * t.width + target] = place + in * a.block_out + out;
     }
   }
 }
 
-// Numbers the visits that have pieces, and writes these. Returns how many there are.
-RESGROW_DEVICE int compact(const TilesLists& lists, const Table& t, int list, int visits) {
+// Notes all blocks; several are loaded at once, since waiting for them is most of the time.
+template <bool forward>
+RESGROW_DEVICE void note_blocks(const TilesArgs& a, const Table& t, const ListOf& list) {
+  constexpr int at_once = 4;
+  for (int i = static_cast<int>(threadIdx.x); i < a.blocks; i += at_once * kThreads) {
+    Block blocks[at_once];
+    RESGROW_UNROLL
+    for (int u = 0; u < at_once; ++u) {
+      const int number = i + u * kThreads;
+      blocks[u] = {number, -1, 0, 0};
+      if (number < a.blocks) blocks[u] = {number, a.row[number], a.col[number], a.tap[number]};
+    }
+    RESGROW_UNROLL
+    for (int u = 0; u < at_once; ++u) note<forward>(a, t, list, blocks[u]);
+  }
+}
+
+// The groups of targets that have a piece in visit v.
+RESGROW_DEVICE unsigned targets_of(const Table& t, int v) {
+  unsigned targets = 0;
+  for (int j = 0; j < t.width; ++j)
+    targets |= static_cast<unsigned>(t.slots[v * t.width + j] >= 0) << j;
+  return targets;
+}
+
+// Numbers the visits that have pieces. Returns how many there are.
+RESGROW_DEVICE int compact(const Table& t, int visits) {
+  constexpr unsigned left = (1u << kWarpTargets) - 1;
   const int share = (visits + kThreads - 1) / kThreads;
   const int from = min(static_cast<int>(threadIdx.x) * share, visits);
   const int to = min(from + share, visits);
-  unsigned own = 0;  // pieces << 16 | visits
+  unsigned own = 0, number = 0, total, count;
   for (int v = from; v < to; ++v) {
-    unsigned pieces = 0;
-    for (int j = 0; j < kVisitTargets; ++j) pieces += t.slots[v * kVisitTargets + j] >= 0;
-    own += pieces << 16 | (pieces > 0);
+    const unsigned targets = targets_of(t, v);
+    own += static_cast<unsigned>(__popc(targets)) << 16 | __popc(targets & left);
+    number += targets != 0;
   }
-  unsigned total;
   unsigned next = sum_before(own, t.scratch, total);
-  int* pieces = lists.pieces + static_cast<Int>(list) * lists.most * kVisitTargets;
+  number = sum_before(number, t.scratch, count);
   for (int v = from; v < to; ++v) {
-    t.before[v] = next >> 16;
-    const unsigned start = next;
-    for (int j = 0; j < kVisitTargets; ++j) {
-      const int slot = t.slots[v * kVisitTargets + j];
-      if (slot < 0) continue;
-      pieces[next >> 16] = slot;
-      next += 1u << 16;
-    }
-    if (next == start) continue;
-    t.present[next & 0xffff] = v;
-    ++next;
+    const unsigned targets = targets_of(t, v);
+    t.before[v] = next;
+    next += static_cast<unsigned>(__popc(targets)) << 16 | __popc(targets & left);
+    if (targets != 0) t.present[number++] = v;
   }
-  if (threadIdx.x == 0) t.before[visits] = total >> 16;
+  if (threadIdx.x == 0) t.before[visits] = total;
   __syncthreads();
-  return static_cast<int>(total & 0xffff);
+  return static_cast<int>(count);
 }
 
 struct Steps {
@@ -159,17 +183,16 @@ RESGROW_DEVICE int step_of(const Steps& s, const Table& t, int v) {
   return (chunk * s.taps + t.plane[rank]) * s.subs;
 }
 
-// Cuts the visits into rounds: of one step, and of as many pieces as a stage has room for.
-template <bool forward>
-RESGROW_DEVICE void cut(const TilesArgs& a, const Table& t, const Steps& s, int list, int count) {
-  const int quota = a.pieces - (kVisitTargets - 1);
-  const auto part = [&](int i) {
-    const int v = t.present[i];
-    return (t.before[v] - t.before[step_of(s, t, v)]) / quota;
-  };
+// Cuts the visits into rounds: of one step, and of as many pieces as a stage has room for. Returns
+// how many there are.
+RESGROW_DEVICE int cut(const Table& t, const Steps& s, int most_pieces, int count) {
+  const unsigned quota = static_cast<unsigned>(most_pieces - (t.width - 1));
   const auto begins = [&](int i) {
-    return i == 0 || step_of(s, t, t.present[i]) != step_of(s, t, t.present[i - 1]) ||
-           part(i) != part(i - 1);
+    if (i == 0) return true;
+    const int v = t.present[i], earlier = t.present[i - 1], step = step_of(s, t, v);
+    if (step != step_of(s, t, earlier)) return true;
+    const unsigned start = t.before[step] >> 16;
+    return ((t.before[v] >> 16) - start) / quota != ((t.before[earlier] >> 16) - start) / quota;
   };
   const int share = (count + kThreads - 1) / kThreads;
   const int from = min(static_cast<int>(threadIdx.x) * share, count);
@@ -177,37 +200,48 @@ RESGROW_DEVICE void cut(const TilesArgs& a, const Table& t, const Steps& s, int 
   unsigned own = 0, total;
   for (int i = from; i < to; ++i) own += begins(i);
   unsigned next = sum_before(own, t.scratch, total);
-  int* visits = a.lists.visits + static_cast<Int>(list) * a.lists.most;
   for (int i = from; i < to; ++i) {
     if (begins(i)) t.first[next++] = i;
+  }
+  if (threadIdx.x == 0) t.first[total] = count;
+  __syncthreads();
+  return static_cast<int>(total);
+}
+
+// A warp writes round r, a lane each visit.
+template <bool forward>
+RESGROW_DEVICE void write_round(const TilesArgs& a, const Table& t, const Steps& s, int list,
+                                int r) {
+  const int first = t.first[r], end = t.first[r + 1], i = first + lane_id();
+  const int opening = t.present[first], step = step_of(s, t, opening);
+  const unsigned begun = t.before[opening], done = t.before[t.present[end - 1] + 1];
+  const int left = static_cast<int>((done & 0xffff) - (begun & 0xffff));
+  const int piece = static_cast<int>(begun >> 16);
+  const Int base = static_cast<Int>(list) * a.lists.most;
+  if (i < end) {
     const int v = t.present[i], tap = t.tap_at[v / s.subs % s.taps];
-    unsigned targets = 0;
-    for (int j = 0; j < kVisitTargets; ++j)
-      targets |= static_cast<unsigned>(t.slots[v * kVisitTargets + j] >= 0) << j;
     const TilesTap y = tiles_tap<forward>(a.axis[0], tap / a.axis[1].kernel, a.whole);
     const TilesTap x = tiles_tap<forward>(a.axis[1], tap % a.axis[1].kernel, a.whole);
     const int shift = y.shift * a.pitch + x.shift;
-    visits[i] = static_cast<int>(targets) | v % s.subs << 8 | shift << kShiftAt;
-  }
-  if (threadIdx.x == 0) {
-    t.first[total] = count;
-    a.lists.rounds_of[list] = static_cast<int>(total);
-  }
-  __syncthreads();
-  TilesRound* rounds = a.lists.rounds + static_cast<Int>(list) * a.lists.most;
-  for (int r = static_cast<int>(threadIdx.x); r < static_cast<int>(total); r += kThreads) {
-    const int first = t.first[r], end = t.first[r + 1];
-    const int v = t.present[first], step = step_of(s, t, v);
-    const unsigned last = end < count ? t.before[t.present[end]] : t.before[t.present[end - 1] + 1];
-    const int pieces = static_cast<int>(last - t.before[v]);
-    const bool opens = r == 0 || step_of(s, t, t.present[t.first[r - 1]]) != step;
-    const int tap = t.tap_at[v / s.subs % s.taps], chunk = v / s.subs / s.taps;
-    const TilesTap y = tiles_tap<forward>(a.axis[0], tap / a.axis[1].kernel, a.whole);
-    const TilesTap x = tiles_tap<forward>(a.axis[1], tap % a.axis[1].kernel, a.whole);
-    const int counts = (end - first) | pieces << 8 | static_cast<int>(opens) << 16 | chunk << 17;
-    store(rounds + r, make_int4(first, static_cast<int>(t.before[v]), counts,
-                                static_cast<int>(static_cast<unsigned>(y.origin) << 16 |
-                                                 static_cast<unsigned>(x.origin))));
+    a.lists.visits[base + i] =
+        static_cast<int>(targets_of(t, v)) | v % s.subs << kSubAt | shift << kShiftAt;
+    const int own_left = static_cast<int>((t.before[v] & 0xffff) - (begun & 0xffff));
+    const int own = static_cast<int>((t.before[v] >> 16) - (begun >> 16));
+    int* pieces = a.lists.pieces + base * t.width + piece;
+    int at[2] = {own_left, left + own - own_left};  // in each column
+    for (int j = 0; j < t.width; ++j) {
+      const int slot = t.slots[v * t.width + j];
+      if (slot >= 0) pieces[j < kWarpTargets ? at[0]++ : at[1]++] = slot;
+    }
+    if (i == first) {
+      const unsigned origin =
+          static_cast<unsigned>(y.origin) << 16 | static_cast<unsigned>(x.origin);
+      const bool opens = r == 0 || step_of(s, t, t.present[first - 1]) != step;
+      const TilesCounts counts{end - first, static_cast<int>(done >> 16) - piece, left, opens,
+                               v / s.subs / s.taps};
+      store(a.lists.rounds + base + r,
+            make_int4(first, piece, static_cast<int>(packed(counts)), static_cast<int>(origin)));
+    }
   }
 }
 
@@ -217,23 +251,27 @@ void tiles_lists_kernel(TilesArgs a, int subs) {
   const int list = static_cast<int>(blockIdx.x), tile = list % a.target_tiles;
   const int group = list / a.target_tiles % a.groups, residue = list / a.target_tiles / a.groups;
   const int chunks = (a.source_group + 16 * subs - 1) / (16 * subs);
-  const Table t = table_of(a.lists.most);
+  const Table t = table_of(a.lists.most, a.columns);
   const int taps =
       order_taps<forward>(a, t, residue / a.axis[1].stride, residue % a.axis[1].stride);
   const int visits = chunks * taps * subs;
-  for (int i = static_cast<int>(threadIdx.x); i < visits * kVisitTargets; i += kThreads)
-    t.slots[i] = -1;
+  for (int i = static_cast<int>(threadIdx.x); i < visits * t.width; i += kThreads) t.slots[i] = -1;
   __syncthreads();
-  note_blocks<forward>(a, t, taps, subs, group, tile * kVisitTargets);
+  note_blocks<forward>(a, t, {taps, subs, group, tile * t.width});
   __syncthreads();
-  const int count = compact(a.lists, t, list, visits);
-  cut<forward>(a, t, {taps, subs}, list, count);
+  const Steps steps{taps, subs};
+  const int rounds = cut(t, steps, a.pieces, compact(t, visits));
+  for (int r = warp_id(); r < rounds; r += kThreads / 32)
+    write_round<forward>(a, t, steps, list, r);
+  if (threadIdx.x == 0) a.lists.rounds_of[list] = rounds;
 }
 
 }  // namespace
 
-int tiles_lists_most() {
-  return kMostVisits;
+bool tiles_lists_fit(Int visits, Int columns) {
+  return visits * columns * kWarpTargets <= kMostSlots &&
+         table_bytes(static_cast<int>(visits), static_cast<int>(columns)) <=
+             static_cast<size_t>(most_shared_memory());
 }
 
 Status launch_tiles_lists(const TilesArgs& a, bool forward, Type type, Stream stream) {
@@ -241,7 +279,8 @@ Status launch_tiles_lists(const TilesArgs& a, bool forward, Type type, Stream st
   const unsigned lists = static_cast<unsigned>(classes * a.groups * a.target_tiles);
   const int subs = (1 << a.log_units) / (type == Type::float32 ? 4 : 2);
   const auto kernel = forward ? &tiles_lists_kernel<true> : &tiles_lists_kernel<false>;
-  return launch(kernel, dim3(lists), dim3(kThreads), table_bytes(a.lists.most), stream, a, subs);
+  return launch(kernel, dim3(lists), dim3(kThreads), table_bytes(a.lists.most, a.columns), stream,
+                a, subs);
 }
 
 }  // namespace resgrow
