@@ -66,6 +66,7 @@ struct Tile {
   int row, col;                 // first input pixel, may be outside
   int rows, cols;               // outputs that exist, none where there is no such tile
   int pixel;                    // of the first output
+  int apart[3];                 // 40 bytes from tile to tile: eight of them lie in different banks
 };
 struct SharedLayout {
   int buffer, zeros, places, outputs, tiles, end;  // bytes

@@ -176,12 +176,12 @@ Geometry geometry_of_y(const BlockSparseShape& s, const Geometry& x, int row_war
   return g;
 }
 
-// Whether gathering takes less time than whole tiles: see time_of. y is staged, and read, too.
-bool grad_pays(const GradPlan& plan, double columns) {
+// The same for the weight gradient, and eight tiles of a chunk: y is read, and staged, too, and
+// each turn waits for its loads.
+double grad_time(const GradPlan& plan, double columns) {
   const Geometry& g = plan.x;
   const double steps = columns * g.chunk / kStep * plan.row_warps * g.units * 20.4;
-  const double staging = 0.44 * (g.positions * g.staged + plan.y.positions * plan.y.staged);
-  return 1.1 * (steps + staging) < whole_tiles(g, plan.row_warps) * g.chunk;
+  return steps + 0.44 * (g.positions * g.staged + plan.y.positions * plan.y.staged) + 500;
 }
 
 // Cuts the pixels into as many parts as fill a large device: what is computed must not depend on
@@ -225,31 +225,38 @@ bool make_plan(const BlockSparseCall& call, Plan* plan) {
 
 bool make_grad_plan(const BlockSparseCall& call, GradPlan* plan) {
   constexpr int kWarps = 8;
-  Geometry& g = plan->x;
+  GradPlan next{};
+  Geometry& g = next.x;
   if (!describe(call, &g)) return false;
   const int output_tiles = g.group_rows * (g.block_out / kOutputs);
   const double columns = columns_of(call.shape, call);
-  plan->row_warps = 1;
-  while (plan->row_warps < kWarps && plan->row_warps < output_tiles) plan->row_warps *= 2;
+  next.row_warps = 1;
+  while (next.row_warps < kWarps && next.row_warps < output_tiles) next.row_warps *= 2;
+  const Int row_blocks = ceil_div(output_tiles, next.row_warps);
   // As many channels as fill the sums of a row's warps to seven eighths.
-  const int share = kWarps / plan->row_warps * kGradSteps;
-  const int channels = at_least(16, share * kStep * 0.875 / columns);
+  const int share = kWarps / next.row_warps * kGradSteps;
+  const int channels = at_least(16, share * kStep * 0.875 / columns) / 16 * 16;
+  double least = 0;
   for (int units = 8; units >= 1; units /= 2) {
-    choose_tile(&g, units * kUnit, columns, plan->row_warps);
-    plan->y = geometry_of_y(call.shape, g, plan->row_warps);
-    plan->at_y = shared_layout(plan->y);
-    const int bytes = most_shared_memory() / 2 - 1024 - plan->at_y.end;
+    choose_tile(&g, units * kUnit, columns, next.row_warps);
+    next.y = geometry_of_y(call.shape, g, next.row_warps);
+    next.at_y = shared_layout(next.y);
+    const int bytes = most_shared_memory() / 2 - 1024 - next.at_y.end;
     if (!choose_chunk(&g, channels, 1, bytes)) continue;
-    plan->at_x = shared_layout(g);
-    const int longest = (longest_list(g) + kStep - 1) / kStep;
-    plan->passes = ceil_div(longest, share);
-    plan->pays = grad_pays(*plan, columns);
-    const Int row_blocks = ceil_div(output_tiles, plan->row_warps);
-    choose_parts(plan, g.chunks * row_blocks * call.shape.groups);
-    return static_cast<Int>(g.chunks) * plan->passes < 65536 &&
-           row_blocks * call.shape.groups < 65536;
+    next.at_x = shared_layout(g);
+    next.passes = ceil_div(ceil_div(longest_list(g), kStep), share);
+    if (static_cast<Int>(g.chunks) * next.passes >= 65536 ||
+        row_blocks * call.shape.groups >= 65536)
+      continue;
+    const double time = grad_time(next, columns) / (1.0 * g.chunk * g.h.tile * g.w.tile);
+    if (least != 0 && time >= least) continue;
+    least = time;
+    // Lists of uneven length cost a tenth.
+    next.pays = 1.1 * grad_time(next, columns) < whole_tiles(g, next.row_warps) * g.chunk;
+    *plan = next;
   }
-  return false;
+  if (least != 0) choose_parts(plan, plan->x.chunks * row_blocks * call.shape.groups);
+  return least != 0;
 }
 
 }  // namespace fine

@@ -34,7 +34,7 @@ RESGROW_DEVICE void fill_tiles(const Geometry& g, const SharedLayout& at, const 
                                Int first_tile, unsigned char* shared) {
   const int thread = threadIdx.x;
   if (thread < kLanes) {
-    Tile t{x, kOutside, kOutside, 0, 0, 0};
+    Tile t{x, kOutside, kOutside, 0, 0, 0, {}};
     const Int tile = first_tile + thread;
     if (tile < g.tiles) {
       const int per_image = g.h.tiles * g.w.tiles;
