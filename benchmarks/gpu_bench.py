@@ -40,6 +40,7 @@ SECTIONS = {
     "block_sparse": (block_sparse, 0.27),
     "models": (models, 0.10),
 }
+STARTING = 6.0  # seconds of a section's share that its process takes to begin
 GRACE = 1.5  # times its share, and then a section is stopped from outside
 
 
@@ -64,11 +65,16 @@ def run_section(name: str, bench: Bench, folder: Path, seconds: float) -> Sectio
     return section
 
 
-def run_apart(name: str, arguments: argparse.Namespace) -> Section:
+def share_of(name: str, later: list[str], left: float) -> float:
+    """Seconds for a section when these come after it: what one leaves, the others get."""
+    weights = {each: SECTIONS[each][1] for each in (name, *later)}
+    return max(1.0, left * weights[name] / sum(weights.values()) - STARTING)
+
+
+def run_apart(name: str, arguments: argparse.Namespace, share: float) -> Section:
     """The section in a process of its own: an error of a kernel makes CUDA unusable for the rest of a process."""
     path = arguments.out / f"{name}.json"
     path.unlink(missing_ok=True)
-    share = arguments.seconds * SECTIONS[name][1] / sum(SECTIONS[only][1] for only in arguments.only)
     command = [sys.executable, __file__, "--section", name, "--out", str(arguments.out)]
     command += ["--seconds", str(share), "--device", arguments.device]
     try:
@@ -124,8 +130,10 @@ def main(given: list[str] | None = None) -> int:
         section = run_section(arguments.section, bench, arguments.out, arguments.seconds)
         return int(any(row.error for row in section.rows))
     sections: list[Section] = []
-    for name in arguments.only:
-        sections.append(run_apart(name, arguments))
+    end = perf_counter() + arguments.seconds
+    for i, name in enumerate(arguments.only):
+        share = share_of(name, arguments.only[i + 1 :], end - perf_counter())
+        sections.append(run_apart(name, arguments, share))
         write_atomic(arguments.out / "gpu_bench.md", markdown(title(device), sections))
         print(f"{name}: {sections[-1].ended}, {len(sections[-1].rows)} rows", flush=True)
     print((arguments.out / "gpu_bench.md").read_text(encoding="utf-8"))

@@ -72,6 +72,18 @@ def test_ends_with_its_time_and_keeps_what_it_has(tmp_path: Path, monkeypatch: p
     assert Section.read(tmp_path / "ceilings.json").rows == [Row("right", {"us": 1.0})]
 
 
+def test_what_a_section_leaves_goes_to_the_others() -> None:
+    names = list(gpu_bench.SECTIONS)
+    left = 200.0
+    for i, name in enumerate(names):
+        share = gpu_bench.share_of(name, names[i + 1 :], left)
+        assert share >= 1
+        left -= share + gpu_bench.STARTING
+    assert left == pytest.approx(0)
+    assert gpu_bench.share_of("select", ["models"], 100) > gpu_bench.share_of("select", ["models", "squared_grad"], 100)
+    assert gpu_bench.share_of("select", ["models"], -5) == 1
+
+
 @pytest.mark.parametrize(("program", "ended"), [("raise SystemExit(3)", "exit code 3"), ("input()", "took too long")])
 def test_a_section_that_crashes_or_hangs(
     program: str, ended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -79,8 +91,8 @@ def test_a_section_that_crashes_or_hangs(
     (tmp_path / "program.py").write_text("import time\n" + program.replace("input()", "time.sleep(60)"))
     monkeypatch.setattr(gpu_bench, "__file__", str(tmp_path / "program.py"))
     monkeypatch.setattr(gpu_bench, "GRACE", -14.5 if "input" in program else 1.0)
-    arguments = gpu_bench.parsed(["--device", "cpu", "--only", "ceilings", "--out", str(tmp_path), "--seconds", "1"])
-    section = gpu_bench.run_apart("ceilings", arguments)
+    arguments = gpu_bench.parsed(["--device", "cpu", "--only", "ceilings", "--out", str(tmp_path)])
+    section = gpu_bench.run_apart("ceilings", arguments, share=1.0)
     assert ended in section.ended
     assert Section.read(tmp_path / "ceilings.json") == section
 
