@@ -7,6 +7,7 @@ thread sanitizer: its calls at each access of memory go to the interpreter, not 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -130,8 +131,26 @@ def build_folder() -> Path:
     return ROOT / "build" / f"simt-{key}"
 
 
+@functools.cache
+def failure() -> str:
+    """Builds, and returns what went wrong: once, however many tests ask."""
+    try:
+        _build()
+    except NoCompilerError:
+        raise
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
 def build() -> Path:
     """The extension, brought up to date."""
+    if message := failure():
+        raise RuntimeError(message)
+    return build_folder() / "_simt.so"
+
+
+def _build() -> None:
     folder = build_folder()
     folder.mkdir(parents=True, exist_ok=True)
     text = ninja_file("_simt", sources(), [HERE, ROOT / "csrc"])
@@ -139,7 +158,6 @@ def build() -> Path:
     if not plan.exists() or plan.read_text() != text:
         plan.write_text(text)
     ninja(folder)
-    return folder / "_simt.so"
 
 
 def imported(path: Path) -> ModuleType:

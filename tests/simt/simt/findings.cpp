@@ -1,53 +1,15 @@
 #include "simt/findings.h"
 
-#include <dlfcn.h>
-
-#include <cstdio>
-#include <cstring>
 #include <map>
 #include <stdexcept>
-#include <vector>
 
 #include "simt/machine.h"
 #include "simt/shadow.h"
+#include "simt/symbols.h"
 
 namespace simt {
 
 namespace {
-
-const Dl_info& library() {
-  static const Dl_info info = [] {
-    Dl_info found{};
-    dladdr(&machine, &found);
-    return found;
-  }();
-  return info;
-}
-
-// Function and file:line of every function that is inlined at an address, innermost first.
-std::vector<std::string> symbolized(uint32_t offset) {
-  char command[4096];
-  std::snprintf(command, sizeof command, "addr2line -e '%s' -C -f -i %#x 2>/dev/null",
-                library().dli_fname, offset);
-  std::vector<std::string> lines;
-  if (FILE* const pipe = popen(command, "r")) {
-    char line[4096];
-    while (std::fgets(line, sizeof line, pipe)) {
-      lines.emplace_back(line, std::strcspn(line, "\n"));
-    }
-    pclose(pipe);
-  }
-  return lines;
-}
-
-// The file's path from the tree's root on.
-std::string shortened(const std::string& path) {
-  for (const char* root : {"/csrc/", "/tests/"}) {
-    const size_t at = path.rfind(root);
-    if (at != std::string::npos) return path.substr(at + 1);
-  }
-  return path;
-}
 
 std::string threads_name(unsigned block, unsigned thread) {
   const Machine& m = machine;
@@ -57,26 +19,12 @@ std::string threads_name(unsigned block, unsigned thread) {
 
 }  // namespace
 
-uint32_t offset_in_library(const void* pc) {
-  return static_cast<uint32_t>(static_cast<const char*>(pc) -
-                               static_cast<const char*>(library().dli_fbase));
-}
-
 std::string place(uint32_t offset) {
-  // A call's address is the one it returns to: the line is that of the byte before.
-  const auto lines = symbolized(offset - 1);
-  for (size_t i = 1; i < lines.size(); i += 2) {
-    if (lines[i].find("/simt/simt/") == std::string::npos &&
-        lines[i].find("?") == std::string::npos) {
-      return shortened(lines[i].substr(0, lines[i].find(' ')));
-    }
-  }
-  return "an unknown place";
+  return symbols({offset_of_call(offset)}).front().place;
 }
 
 std::string function_at(const void* pc) {
-  const auto lines = symbolized(offset_in_library(pc));
-  return lines.empty() ? "?" : lines.front();
+  return symbols({offset_in_library(pc)}).front().function;
 }
 
 std::string describe(uint3 i) {
@@ -88,7 +36,9 @@ std::string describe(const Thread& t) {
 }
 
 std::string describe(Where where) {
-  return shortened(where.file) + ":" + std::to_string(where.line);
+  const std::string path = where.file;
+  const size_t at = path.find("csrc/");
+  return path.substr(at == std::string::npos ? 0 : at) + ":" + std::to_string(where.line);
 }
 
 std::string describe(const Mark& mark) {

@@ -21,9 +21,7 @@ std::string describe(Where);
 std::string describe(const Mark&);
 std::string describe_deadlock();
 
-// Places as offsets of addresses in this library, and back: file and line, from its debug
-// information.
-uint32_t offset_in_library(const void* pc);
+// Of an access, by the offset of its call; and of a kernel, by its address.
 std::string place(uint32_t offset);
 std::string function_at(const void* pc);
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "simt/findings.h"
 #include "simt/machine.h"
+#include "simt/symbols.h"
 
 namespace simt {
 

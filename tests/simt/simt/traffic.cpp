@@ -1,10 +1,9 @@
 #include "simt/traffic.h"
 
 #include <algorithm>
-#include <set>
 
-#include "simt/findings.h"
 #include "simt/machine.h"
+#include "simt/symbols.h"
 
 namespace simt {
 
@@ -21,31 +20,33 @@ size_t parts(size_t bytes, size_t of) {
   return (bytes + of - 1) / of;
 }
 
-// The units of `size` bytes that an access touches.
-template <class Visit>
-void each_unit(uintptr_t p, size_t bytes, size_t size, Visit visit) {
-  for (uintptr_t u = p / size; u <= (p + bytes - 1) / size; ++u) visit(u);
+using Units = std::vector<uintptr_t>;
+
+// The units of `size` bytes that accesses touch, each once.
+Units units(const std::vector<uintptr_t>& addresses, size_t bytes, size_t size) {
+  Units all;
+  for (const uintptr_t p : addresses) {
+    for (uintptr_t u = p / size; u <= (p + bytes - 1) / size; ++u) all.push_back(u);
+  }
+  std::sort(all.begin(), all.end());
+  all.erase(std::unique(all.begin(), all.end()), all.end());
+  return all;
 }
 
 struct Cost {
   size_t taken = 0, needed = 0;
 };
 
+// Bytes are counted in the largest unit that accesses of this size are aligned to.
 Cost of_global(const std::vector<uintptr_t>& addresses, size_t size) {
-  std::set<uintptr_t> sectors, bytes;
-  for (const uintptr_t p : addresses) {
-    each_unit(p, size, kSector, [&](uintptr_t u) { sectors.insert(u); });
-    each_unit(p, size, 1, [&](uintptr_t u) { bytes.insert(u); });
-  }
-  return {sectors.size(), parts(bytes.size(), kSector)};
+  const size_t unit = size % kWord == 0 ? kWord : size;
+  return {units(addresses, size, kSector).size(),
+          parts(units(addresses, size, unit).size() * unit, kSector)};
 }
 
 // One part of a request: lanes that together want up to 128 bytes.
 Cost of_shared(const std::vector<uintptr_t>& addresses, size_t size) {
-  std::set<uintptr_t> words;
-  for (const uintptr_t p : addresses) {
-    each_unit(p, size, kWord, [&](uintptr_t u) { words.insert(u); });
-  }
+  const Units words = units(addresses, size, kWord);
   size_t of_bank[kBanks] = {};
   for (const uintptr_t w : words) ++of_bank[w % kBanks];
   return {*std::max_element(of_bank, of_bank + kBanks), parts(words.size(), kBanks)};
@@ -91,10 +92,16 @@ void Traffic::end_block() {
 
 std::vector<Traffic::Row> Traffic::take() {
   static constexpr const char* kVerbs[] = {"read", "write", "atomic"};
+  std::vector<uint32_t> offsets;
+  for (const auto& [key, row] : rows_) {
+    offsets.push_back(offset_in_library(key.first));
+    offsets.push_back(offset_of_call(key.second.pc));
+  }
+  const std::vector<Symbol> found = symbols(offsets);
   std::vector<Row> all;
   for (auto& [key, row] : rows_) {
-    row.kernel = function_at(key.first);
-    row.place = place(key.second.pc);
+    row.kernel = found[2 * all.size()].function;
+    row.place = found[2 * all.size() + 1].place;
     row.what = std::string(key.second.shared ? "shared " : "global ") +
                kVerbs[static_cast<int>(key.second.access)];
     all.push_back(std::move(row));
