@@ -184,12 +184,13 @@ double grad_time(const GradPlan& plan, double columns) {
   return steps + 0.44 * (g.positions * g.staged + plan.y.positions * plan.y.staged) + 500;
 }
 
-// Cuts the pixels into as many parts as fill a large device: what is computed must not depend on
-// the one at hand.
+// Cuts the pixels into as many parts as fill a large device once, two blocks on each of 132
+// multiprocessors: what is computed must not depend on the one at hand, and each part's sums are
+// written and read again.
 void choose_parts(GradPlan* plan, Int others) {
-  constexpr Int kWanted = 132 * 4;
+  constexpr Int kWanted = 132 * 2;
   plan->turns = (plan->x.tiles + kLanes - 1) / kLanes;
-  const Int most = (kWanted + others - 1) / others;
+  const Int most = others < kWanted ? kWanted / others : 1;
   const Int parts = most < plan->turns ? most : plan->turns;
   plan->part_turns = (plan->turns + parts - 1) / parts;
   plan->parts = (plan->turns + plan->part_turns - 1) / plan->part_turns;
