@@ -51,6 +51,7 @@ TILES = {
     "blocks of 32 x 32": (conv_case(2, 64, (5, 4), 64, 3, padding=1), (32, 32)),
     "blocks of 64 x 64": (conv_case(1, 64, (4, 4), 128, 3, stride=2, padding=1), (64, 64)),
     "blocks over an edge": (conv_case(1, 24, (4, 4), 40, 3, padding=1), (32, 32)),
+    "blocks far over an edge": (conv_case(2, 24, (4, 3), 24, 3, padding=1), (64, 64)),
 }
 
 
