@@ -12,12 +12,14 @@
 //
 // Clocks of one multiprocessor of an H200 for 16 pixels of a piece, 16 bits: 2 for 4096 multiply-
 // adds at the peak of 2048 (3 as mma.sync issues them); 4 for one fragment of x, 512 bytes at 128
-// per clock, and a fraction for y's. The stage: 3x3 with 64 x 128 channels at density .25 has 72
-// pieces and 10 KB per 16 pixels with the taps' margin, 1.1 clocks of shared memory and 5.8 at the
-// 24 bytes per clock that the second-level cache gives each of 132 multiprocessors. So about 6
-// where a dense product spends 2 / .25 = 8 at the peak and 12 to 13 at the 60 to 65 % that dense
-// weight gradients reach: expected is twice their speed at density .25, and theirs at .5. A
-// pointwise product has no margin, but one tap only: its regions have up to 512 x 512 channels.
+// per clock, and .4 for y's. The stage: 3x3 on 64 x 128 channels at density .25 has 72 pieces; a
+// patch of 7 x 14 pixels, 9 x 16 of x, is 6.7 KB for each 16, per piece .7 clocks of shared memory
+// and 3.9 at the 24 bytes per clock that the second-level cache gives each of 132 multiprocessors.
+// So shared memory is the bound, 5 to 6 clocks, where a dense product spends 2 / .25 = 8 at the
+// peak and 12 to 13 at the 60 to 65 % that dense weight gradients reach: expected is twice their
+// speed at density .25, and theirs at .5. A pointwise product has no margin but one tap only: its
+// regions of up to 512 x 512 channels leave it bound by the second-level cache, 8 to 12 clocks, or
+// by memory.
 //
 // One fragment of x for two pieces of different outputs would save less than it costs: at density
 // .25 only 44 % of such pairs are both needed, 4.4 clocks instead of 4.25 for as many registers.
