@@ -3,9 +3,9 @@
 // The work is memory: forward reads x and writes out, 2 values moved for 5 instructions each;
 // backward reads x and grad and writes grad_x, 3 values for 10. At 4.3 TB/s (H200) a multiprocessor
 // moves 18 bytes per cycle, 4.5 bfloat16 values of the forward, and could issue 28 instructions for
-// each: what matters is the bytes in flight. By Little's law 2.4 TB/s of reads at 0.8 us of latency
-// are 15 KB per multiprocessor; a thread keeps four loads of 16 bytes in flight, so that 240
-// threads suffice, and at least 768 are resident.
+// each: what matters is the bytes in flight. By Little's law the backward's 2.9 TB/s of reads at
+// 0.8 us of latency are 17 KB per multiprocessor; a thread keeps four loads of 16 bytes in flight,
+// so that 280 threads suffice, and at least 768 are resident (512 where loads are narrower).
 #pragma once
 
 #include "cuda/kernels/device.h"
