@@ -99,6 +99,8 @@ def cuda_extension(plan: setup_cuda.Plan):
     import pybind11
     from torch.utils.cpp_extension import CppExtension
 
+    # Without a runtime in the toolkit, the one that c10_cuda is linked with serves.
+    runtime = plan.toolkit.libraries
     return CppExtension(
         CUDA_LIBRARY,
         sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cpp")),
@@ -107,8 +109,8 @@ def cuda_extension(plan: setup_cuda.Plan):
             ("RESGROW_CUDA_TOOLKIT", f'"{plan.toolkit.version}"'),
             ("RESGROW_CUDA_ARCHITECTURES", f'"{" ".join(plan.architectures)}"'),
         ],
-        library_dirs=[str(plan.toolkit.libraries)],
-        libraries=["c10_cuda", "cudart"],
+        library_dirs=[str(runtime)] if runtime else [],
+        libraries=["c10_cuda", "cudart"] if runtime else ["c10_cuda"],
         extra_compile_args=["-O2", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"],
     )
 

@@ -28,7 +28,7 @@ class Impossible(Exception):
 
 @dataclass(frozen=True)
 class Toolkit:
-    """A CUDA toolkit with a compiler, headers and the runtime library. ``version``: "13.0"."""
+    """A CUDA toolkit with a compiler and headers. ``version``: "13.0"."""
 
     home: Path
     version: str
@@ -42,8 +42,10 @@ class Toolkit:
         return self.home / "include"
 
     @property
-    def libraries(self) -> Path:
-        return next(path for path in _library_folders(self.home) if (path / "libcudart.so").exists())
+    def libraries(self) -> Path | None:
+        """Where its runtime library is, if it has one to link with."""
+        folders = (self.home / "lib64", self.home / "lib", self.home / "targets" / "x86_64-linux" / "lib")
+        return next((folder for folder in folders if (folder / "libcudart.so").exists()), None)
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,10 @@ class Plan:
     why: str
 
 
-def _library_folders(home: Path) -> tuple[Path, ...]:
-    return home / "lib64", home / "lib", home / "targets" / "x86_64-linux" / "lib"
-
-
 def _missing(home: Path) -> str | None:
     """What ``home`` lacks to be a toolkit."""
-    parts = {
-        "bin/nvcc": (home / "bin" / "nvcc").exists(),
-        "include/cuda_runtime.h": (home / "include" / "cuda_runtime.h").exists(),
-        "lib64/libcudart.so": any((folder / "libcudart.so").exists() for folder in _library_folders(home)),
-    }
-    return ", ".join(name for name, there in parts.items() if not there) or None
+    parts = ("bin/nvcc", "include/cuda_runtime.h")
+    return ", ".join(part for part in parts if not (home / part).exists()) or None
 
 
 def _behind(nvcc: str) -> Path:

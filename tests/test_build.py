@@ -90,11 +90,19 @@ def test_toolkit_behind_an_nvcc_on_the_path(tmp_path, toolkit):
         assert (found.home, found.libraries) == (toolkit, toolkit / "lib64")
 
 
-@pytest.mark.parametrize("part", ["bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart.so"])
+@pytest.mark.parametrize("part", ["bin/nvcc", "include/cuda_runtime.h"])
 def test_half_a_toolkit_is_none(tmp_path, toolkit, part):
     (toolkit / part).unlink()
     with pytest.raises(Impossible, match=rf"CUDA_HOME=.* is no complete CUDA toolkit \(it lacks {part}\)"):
         find_toolkit({"CUDA_HOME": str(toolkit)}, nowhere(tmp_path))
+
+
+def test_a_toolkit_need_not_have_a_runtime_to_link_with(toolkit):
+    (toolkit / "lib64" / "libcudart.so").unlink()
+    assert find_toolkit({"CUDA_HOME": str(toolkit)}).libraries is None
+    (toolkit / "lib").mkdir()
+    (toolkit / "lib" / "libcudart.so").touch()
+    assert find_toolkit({"CUDA_HOME": str(toolkit)}).libraries == toolkit / "lib"
 
 
 def test_plan_where_everything_is_there(toolkit):
@@ -110,7 +118,7 @@ def test_plan_where_everything_is_there(toolkit):
     [
         (None, "cuda", "this torch is built without CUDA; install a CUDA build of torch"),
         ("13.0", None, "no CUDA toolkit found (CUDA_HOME is not set, no /usr/local/cuda, no nvcc on PATH); install"),
-        ("13.0", "nowhere", "is no complete CUDA toolkit (it lacks bin/nvcc, include/cuda_runtime.h, lib64/"),
+        ("13.0", "nowhere", "is no complete CUDA toolkit (it lacks bin/nvcc, include/cuda_runtime.h)"),
         ("12.9", "cuda", "is CUDA 13.0 and torch is built for 12.9; install the CUDA 12 toolkit and set CUDA_HOME"),
     ],
 )
