@@ -178,6 +178,8 @@ if BUILDS & set(sys.argv[1:]):
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), ninja.BIN_DIR])
     plan = cuda_plan()
     print(f"resgrow: {'with' if plan.toolkit else 'without'} CUDA kernels: {plan.why}", flush=True)
+    if plan.toolkit:
+        os.environ["CUDA_HOME"] = str(plan.toolkit.home)  # torch's build helper would tell of its own guess
     extensions = [extension(), *([cuda_extension(plan)] if plan.toolkit else [])]
     setup(version=version(plan), ext_modules=extensions, cmdclass={"build_ext": build_extension_class(plan)})
 elif DESCRIBES & set(sys.argv[1:]):
