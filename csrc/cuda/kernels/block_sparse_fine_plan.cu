@@ -95,6 +95,10 @@ int at_least(int a, double b) {
 // Chunks of at most `most` channels that fit `bytes` of shared memory, in as many buffers as are of
 // use up to `buffers`; false: not even 16 channels fit.
 bool choose_chunk(Geometry* g, int most, int buffers, int bytes) {
+  // Places within a patch are kept in 16 bits.
+  if (static_cast<Int>(g->h.patch) * g->h.stride >= kLargestImage ||
+      static_cast<Int>(g->w.patch) * g->w.stride >= kLargestImage)
+    return false;
   const int beyond = 16 % g->block_in == 0 ? 0 : (g->block_in + 6) / 8 * 8;
   const int all = ceil_div(g->group_channels, 16) * 16;
   for (g->chunk = all < most ? all : (most + 15) / 16 * 16; g->chunk >= 16; g->chunk -= 16) {
