@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -103,13 +104,24 @@ def results(function: Callable[..., object], tensors: list[Tensor], grads: list[
     return outputs
 
 
-def worst(case: Case, dtype: torch.dtype, device: str) -> float:
-    """Largest relative error of the case's results."""
+def cases() -> list[Case]:
+    torch.manual_seed(0)
+    return [*pointwise_cases(), *squared_cases(), *select_cases(), *block_cases()]
+
+
+def worst(
+    case: Case,
+    dtype: torch.dtype,
+    put: Callable[[Tensor], Tensor],
+    on_host: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> float:
+    """Largest relative error of the case's results, from tensors that ``put`` puts on the device."""
     _, function, tensors = case
     rounded = [t.to(dtype) for t in tensors]
     grads: list[Tensor] = []
-    found = results(function, [t.to(device) for t in rounded], grads)
-    wanted = results(function, [t.double() for t in rounded], grads)
+    found = results(function, [put(t) for t in rounded], grads)
+    with on_host():
+        wanted = results(function, [t.double() for t in rounded], grads)
     errors = [
         (a.cpu().double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)
         for a, b in zip(found, wanted, strict=True)
@@ -122,16 +134,14 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtypes", default="float32,bfloat16,float16", help="default: all three")
     arguments = parser.parse_args()
-    torch.manual_seed(0)
-    wrong = 0
-    cases = [*pointwise_cases(), *squared_cases(), *select_cases(), *block_cases()]
+    wrong, chosen = 0, cases()
     for dtype in (getattr(torch, name) for name in arguments.dtypes.split(",")):
-        for case in cases:
-            error = worst(case, dtype, arguments.device)
+        for case in chosen:
+            error = worst(case, dtype, lambda t: t.to(arguments.device))
             right = error <= TOLERANCES[dtype]
             wrong += not right
             print(f"{'ok   ' if right else 'WRONG'} {error:8.1e} {dtype!s:15} {case[0]}", flush=True)
-    print(f"{wrong} wrong of {len(cases)} cases in each of {arguments.dtypes}")
+    print(f"{wrong} wrong of {len(chosen)} cases in each of {arguments.dtypes}")
     return 1 if wrong else 0
 
 
