@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,12 +80,23 @@ def build(mutant: Mutant, folder: Path) -> Path:
     return folder / "mutant.so"
 
 
+FAMILIES = ("block_sparse", "select", "squared_grad", "tristate_relu")
+
+
+def of_family(name: str, paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if path.stem.removeprefix("test_").startswith(name)]
+
+
 def tests_of(path: Path) -> list[Path]:
-    """tests/cuda/test_<family>*.py of the family that the file's name begins with."""
+    """tests/cuda/test_<family>*.py of the family that the file's name begins with; of what they share, all."""
     tests = sorted((simt_build.ROOT / "tests" / "cuda").glob("test_*.py"))
-    families = {glue.stem for glue in simt_build.CUDA.glob("*.cpp")}
-    family = max((f for f in families if path.stem.startswith(f)), key=len)
-    return [test for test in tests if test.stem.removeprefix("test_").startswith(family)]
+    return next((of_family(name, tests) for name in FAMILIES if of_family(name, [path])), tests)
+
+
+def one_file_per_family() -> list[Path]:
+    """Of each family the file with the most synchronisations."""
+    files = [of_family(name, kernel_files()) for name in FAMILIES]
+    return [max(paths, key=lambda path: len(mutants(path))) for paths in files if paths]
 
 
 def caught(mutant: Mutant) -> str:
