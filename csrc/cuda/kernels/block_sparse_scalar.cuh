@@ -4,6 +4,7 @@
 
 #include "cuda/kernels/block_sparse_args.h"
 #include "cuda/kernels/device.h"
+#include "cuda/kernels/value.cuh"
 
 namespace resgrow {
 
@@ -57,31 +58,6 @@ inline ScalarArgs scalar_args(const BlockSparseCall& call) {
           call.negative};
 }
 
-// Sums are in float, those of double in double.
-template <class T>
-struct SumOf {
-  using type = float;
-};
-template <>
-struct SumOf<double> {
-  using type = double;
-};
-
-template <class T>
-RESGROW_DEVICE float widened(T v) {
-  return to_float(v);
-}
-RESGROW_DEVICE double widened(double v) {
-  return v;
-}
-template <class T>
-RESGROW_DEVICE T narrowed(float v) {
-  return from_float<T>(v);
-}
-template <class T>
-RESGROW_DEVICE T narrowed(double v) {
-  return static_cast<T>(v);
-}
 RESGROW_DEVICE float multiply_added(float a, float b, float sum) {
   return fmaf(a, b, sum);
 }
@@ -135,21 +111,6 @@ RESGROW_DEVICE ScalarSource source_of(const ScalarArgs& a, int row, int start, i
   const int right = tap % s.kernel_width * s.dilation[1];
   return {down, right, down * s.width + right, row / s.group_rows * s.group_channels + channel,
           true};
-}
-
-// `run` of a value of the call's type.
-template <class Run>
-Status with_scalar_type(Type type, const Run& run) {
-  switch (type) {
-    case Type::float64:
-      return run(double{});
-    case Type::bfloat16:
-      return run(BFloat16{});
-    case Type::float16:
-      return run(Half{});
-    default:
-      return run(float{});
-  }
 }
 
 // Writes the first block of each row.

@@ -35,7 +35,7 @@ size_t shared_bytes(const Tile& t) {
 
 template <class T>
 RESGROW_DEVICE typename SumOf<T>::type value_at(const void* p, Int i) {
-  return widened(static_cast<const T*>(p)[i]);
+  return widen(static_cast<const T*>(p)[i]);
 }
 
 // y + bias + residual, then its slope: one output, in the precision of the sums.
@@ -80,13 +80,13 @@ void forward(ScalarArgs a, Tile t) {
         if (p >= t.pixels) break;
         const ScalarWindow w = windows[p];
         gathered[k * t.pitch + p] =
-            source.inside(s, w) ? static_cast<Sum>(widened(x[source.offset(s, w)])) : Sum{0};
+            source.inside(s, w) ? static_cast<Sum>(widen(x[source.offset(s, w)])) : Sum{0};
       }
     }
     for (int i = tid; i < kDepth * t.outputs; i += kThreads) {
       const int k = k0 + i / t.outputs, o = i % t.outputs;
       const bool valid = k < inputs && first_output + o < s.block_out;
-      weights[i] = valid ? static_cast<Sum>(widened(values[k * s.block_out + o])) : Sum{0};
+      weights[i] = valid ? static_cast<Sum>(widen(values[k * s.block_out + o])) : Sum{0};
     }
     __syncthreads();
     RESGROW_UNROLL
@@ -122,7 +122,7 @@ void forward(ScalarArgs a, Tile t) {
     const int output = row * s.block_out + first_output + o;
     if (o >= present || output >= s.outputs) continue;
     const Int element = (first_pixel + p) * s.outputs + output;
-    y[element] = narrowed<T>(finished<T>(a, results[p * (t.outputs + 1) + o], output, element));
+    y[element] = narrow<T>(finished<T>(a, results[p * (t.outputs + 1) + o], output, element));
   }
 }
 
@@ -140,7 +140,7 @@ Status run(const BlockSparseCall& call, Stream stream) {
   const Int pixels = call.shape.samples * call.shape.out_height * call.shape.out_width;
   const Int tiles = (pixels + t.pixels - 1) / t.pixels;
   const dim3 grid(static_cast<unsigned>(tiles * call.shape.rows * t.chunks));
-  return with_scalar_type(call.type, [&](auto zero) {
+  return with_type(call.type, [&](auto zero) {
     using T = decltype(zero);
     return launch(&forward<T>, grid, dim3(kThreads), shared_bytes<typename SumOf<T>::type>(t),
                   stream, args, t);

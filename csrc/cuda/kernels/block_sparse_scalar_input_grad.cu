@@ -130,7 +130,7 @@ void input_grad(ScalarArgs a, const int* table, int tiles) {
           const int p = tid / kDepth + i * (kThreads / kDepth), source = sources[p];
           const bool valid = is_output && source >= 0;
           const Int element = static_cast<Int>(source) * s.outputs + output;
-          grads[o * kPitch + p] = valid ? static_cast<Sum>(widened(gradient[element])) : Sum{0};
+          grads[o * kPitch + p] = valid ? static_cast<Sum>(widen(gradient[element])) : Sum{0};
         }
         RESGROW_UNROLL
         for (int i = 0; i < kTileChannels * kDepth / kThreads; ++i) {
@@ -138,7 +138,7 @@ void input_grad(ScalarArgs a, const int* table, int tiles) {
           const int in = (first_channel + c) % s.block_in;
           const Int element = (static_cast<Int>(block) * s.block_in + in) * s.block_out + o0 + o;
           const bool valid = is_output && block >= 0;
-          weights[c * kDepth + o] = valid ? static_cast<Sum>(widened(values[element])) : Sum{0};
+          weights[c * kDepth + o] = valid ? static_cast<Sum>(widen(values[element])) : Sum{0};
         }
         __syncthreads();
         RESGROW_UNROLL
@@ -176,8 +176,7 @@ void input_grad(ScalarArgs a, const int* table, int tiles) {
   for (int i = tid; i < left * kTileChannels; i += kThreads) {
     const int p = i / kTileChannels, c = i % kTileChannels;
     if (c < channels)
-      result[(first_pixel + p) * s.channels + c] =
-          narrowed<T>(results[p * (kTileChannels + 1) + c]);
+      result[(first_pixel + p) * s.channels + c] = narrow<T>(results[p * (kTileChannels + 1) + c]);
   }
 }
 
@@ -209,7 +208,7 @@ Status run(const BlockSparseCall& call, Stream stream) {
   const int tiles = group_tiles * (s.rows / s.group_rows);
   const Int pixels = call.shape.samples * call.shape.height * call.shape.width;
   const dim3 grid(static_cast<unsigned>((pixels + kTilePixels - 1) / kTilePixels * tiles));
-  return with_scalar_type(call.type, [&](auto zero) {
+  return with_type(call.type, [&](auto zero) {
     using T = decltype(zero);
     return launch(&input_grad<T>, grid, dim3(kThreads), shared_bytes<typename SumOf<T>::type>(),
                   stream, args, table, tiles);

@@ -75,14 +75,14 @@ void weight_grad(ScalarArgs a, Work work, int blocks, typename SumOf<T>::type* s
       const int output = row * s.block_out + first_output + o;
       const bool valid = first + p < end && first_output + o < s.block_out && output < s.outputs;
       const Int element = (first + p) * s.outputs + output;
-      grads[p * kOutputs + o] = valid ? static_cast<Sum>(widened(gradient[element])) : Sum{0};
+      grads[p * kOutputs + o] = valid ? static_cast<Sum>(widen(gradient[element])) : Sum{0};
     }
     __syncthreads();
     RESGROW_UNROLL
     for (int p = 0; p < kDepth; ++p) {
       const ScalarWindow w = windows[p];
       gathered[p * kInputs + tid] =
-          source.inside(s, w) ? static_cast<Sum>(widened(x[source.offset(s, w)])) : Sum{0};
+          source.inside(s, w) ? static_cast<Sum>(widen(x[source.offset(s, w)])) : Sum{0};
     }
     __syncthreads();
     RESGROW_UNROLL
@@ -108,7 +108,7 @@ void weight_grad(ScalarArgs a, Work work, int blocks, typename SumOf<T>::type* s
       if (sums) {
         sums[part * size + element] = result[i][o];
       } else {
-        static_cast<T*>(a.values)[element] = narrowed<T>(result[i][o]);
+        static_cast<T*>(a.values)[element] = narrow<T>(result[i][o]);
       }
     }
   }
@@ -142,7 +142,7 @@ void add_parts(const typename SumOf<T>::type* sums, Int size, int parts, T* valu
   __syncthreads();
   if (adder != 0 || i >= size) return;
   for (int other = 1; other < kAdders; ++other) sum += shared[other * kSums + threadIdx.x];
-  values[i] = narrowed<T>(sum);
+  values[i] = narrow<T>(sum);
 }
 
 Int size_of(const BlockSparseCall& call) {
@@ -168,7 +168,7 @@ Status run(const BlockSparseCall& call, Stream stream) {
   const Int size = size_of(call);
   const dim3 grid(static_cast<unsigned>(call.shape.rows * work.input_tiles * work.chunks),
                   work.parts);
-  return with_scalar_type(call.type, [&](auto zero) {
+  return with_type(call.type, [&](auto zero) {
     using T = decltype(zero);
     using Sum = typename SumOf<T>::type;
     void* behind = static_cast<char*>(call.workspace) + starts_bytes(call);
@@ -184,7 +184,7 @@ Status run(const BlockSparseCall& call, Stream stream) {
 
 Status add_block_sparse_parts(Type type, const void* sums, Int size, int parts, void* values,
                               Stream stream) {
-  return with_scalar_type(type, [&](auto zero) {
+  return with_type(type, [&](auto zero) {
     using T = decltype(zero);
     using Sum = typename SumOf<T>::type;
     return launch(&add_parts<T>, dim3(static_cast<unsigned>(ceil_of(size, kSums))), dim3(kThreads),

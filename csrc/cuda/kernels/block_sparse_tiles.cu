@@ -23,6 +23,10 @@
 // targets, or 6 KB for 103 cycles of tensor cores instead of 9. Most such layers are bound by
 // device memory then.
 //
+// wgmma (sm_90a) is not used: on pieces of 16 targets it is m64n16k16, which is issued at half its
+// rate at best, no more than mma.sync reaches; it could pay for blocks of 64 targets. Copies by TMA
+// to a cluster would halve what 1 x 1 products fetch. Neither has been measured.
+//
 // Weights and patches go through rings of three stages filled by cp.async, with one barrier per
 // round of up to 32 pieces. Rows of patches and pieces are swizzled so that ldmatrix is free of
 // bank conflicts. A block has the whole sum of its tile, or a part of it where there are too few

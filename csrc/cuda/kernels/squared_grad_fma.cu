@@ -3,8 +3,8 @@
 //
 // 256 threads make a tile of 64 x 64 sums, 4 x 4 each. Per position a thread reads 8 values from
 // shared memory (two 16-byte reads in float) for 16 products.
-#include "cuda/kernels/squared_grad_value.cuh"
 #include "cuda/kernels/squared_grad_walk.cuh"
+#include "cuda/kernels/value.cuh"
 
 namespace resgrow {
 namespace {
@@ -119,16 +119,7 @@ Status run_type(const SquaredGradContraction& a, Stream stream) {
 }
 
 Status run(const SquaredGradContraction& a, Stream stream) {
-  switch (a.type) {
-    case Type::float64:
-      return run_type<double>(a, stream);
-    case Type::float32:
-      return run_type<float>(a, stream);
-    case Type::bfloat16:
-      return run_type<BFloat16>(a, stream);
-    default:
-      return run_type<Half>(a, stream);
-  }
+  return with_type(a.type, [&](auto zero) { return run_type<decltype(zero)>(a, stream); });
 }
 
 bool fits(const SquaredGradContraction&) {

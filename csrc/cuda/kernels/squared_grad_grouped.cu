@@ -5,8 +5,8 @@
 // Per position a lane reads one value of grad and nine of x, which its neighbours in time find in
 // the first-level cache: memory sees every value once or twice. Bounds and addresses make some
 // eight instructions per product, which is what binds.
-#include "cuda/kernels/squared_grad_value.cuh"
 #include "cuda/kernels/squared_grad_walk.cuh"
+#include "cuda/kernels/value.cuh"
 
 namespace resgrow {
 namespace {
@@ -105,16 +105,7 @@ Status run_type(const SquaredGradContraction& a, Stream stream) {
 }
 
 Status run(const SquaredGradContraction& a, Stream stream) {
-  switch (a.type) {
-    case Type::float64:
-      return run_type<double>(a, stream);
-    case Type::float32:
-      return run_type<float>(a, stream);
-    case Type::bfloat16:
-      return run_type<BFloat16>(a, stream);
-    default:
-      return run_type<Half>(a, stream);
-  }
+  return with_type(a.type, [&](auto zero) { return run_type<decltype(zero)>(a, stream); });
 }
 
 bool fits(const SquaredGradContraction& a) {

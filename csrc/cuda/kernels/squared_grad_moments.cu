@@ -99,16 +99,7 @@ Int squared_grad_moments_workspace(const SquaredGradMoments& a) {
 }
 
 Status squared_grad_moments(const SquaredGradMoments& a, Stream stream) {
-  switch (a.type) {
-    case Type::float64:
-      return run_type<double>(a, stream);
-    case Type::float32:
-      return run_type<float>(a, stream);
-    case Type::bfloat16:
-      return run_type<BFloat16>(a, stream);
-    default:
-      return run_type<Half>(a, stream);
-  }
+  return with_type(a.type, [&](auto zero) { return run_type<decltype(zero)>(a, stream); });
 }
 
 }  // namespace resgrow

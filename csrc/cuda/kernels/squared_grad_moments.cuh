@@ -10,7 +10,7 @@
 
 #include "cuda/kernels/device.h"
 #include "cuda/kernels/squared_grad_args.h"
-#include "cuda/kernels/squared_grad_value.cuh"
+#include "cuda/kernels/value.cuh"
 
 namespace resgrow {
 namespace {
