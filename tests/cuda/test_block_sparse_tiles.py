@@ -25,6 +25,7 @@ TILES = {
     "1x1 stride 2": (conv_case(2, 32, (7, 6), 32, 1, stride=2), (16, 16)),
     "1x1 padded": (conv_case(1, 16, (3, 4), 32, 1, padding=1), (16, 16)),
     "1x1 of several chunks of channels": (conv_case(1, 144, (3, 5), 16, 1), (16, 16)),
+    "1x1 of more visits than threads that list them": (conv_case(1, 8320, (1, 1), 16, 1), (16, 16)),
     "1x1 of several tiles of outputs": (conv_case(1, 16, (3, 5), 304, 1), (16, 16)),
     "1x1 of two columns of warps": (conv_case(2, 48, (16, 17), 272, 1), (16, 16)),
     "channels of no multiple of 16": (conv_case(1, 40, (4, 4), 24, 3, padding=1), (16, 16)),
