@@ -6,12 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from resgrow.surgery.constants import can_absorb, produced, through
-from resgrow.surgery.forward import Inputs, as_inputs, evaluate
+from resgrow.surgery.forward import Inputs, as_inputs, evaluate, require_same
 from resgrow.surgery.groups import ChannelGroup, channel_groups
 from resgrow.surgery.slices import keep_inputs, keep_outputs
-
-# Largest difference of an output that summing in another order explains, relative to the largest output or 1.
-_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 def compact(model: nn.Module, example_inputs: Inputs) -> nn.Module:
@@ -46,7 +43,7 @@ def compact(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     small = copy.deepcopy(model)
     while any([_shrink(small, group) for group in channel_groups(small, "compact")]):
         pass
-    _verify(expected, evaluate(small, inputs, "compact"))
+    require_same(expected, evaluate(small, inputs, "compact"), "compact")
     return small
 
 
@@ -90,14 +87,3 @@ def _add_to_bias(consumer: nn.Conv2d | nn.Linear, columns: Tensor, value: Tensor
         consumer.bias = nn.Parameter(shift, consumer.weight.requires_grad)
     else:
         consumer.bias.data += shift
-
-
-def _verify(expected: Tensor, actual: Tensor) -> None:
-    tolerance = _TOLERANCE.get(expected.dtype, 1e-4)
-    allowed = tolerance * max(1.0, float(expected.abs().max()))
-    difference = float((expected - actual).abs().max())
-    if not difference <= allowed:
-        raise RuntimeError(
-            f"compact: outputs must agree to {allowed:.2g} (got a difference of {difference:.2g}); the model does more "
-            "in its forward pass than its layers show, for example through hooks"
-        )

@@ -9,6 +9,9 @@ from resgrow._modes import eval_mode
 
 Inputs = Tensor | Sequence[Tensor]
 
+# Largest difference of an output that summing in another order explains, relative to the largest output or 1.
+_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
 
 def as_inputs(example_inputs: Inputs, op: str) -> tuple[Tensor, ...]:
     """The positional arguments of a forward call; the first one's dimension 0 is the batch.
@@ -47,3 +50,14 @@ def evaluate(model: nn.Module, inputs: Sequence[Tensor], op: str) -> Tensor:
     if not isinstance(output, Tensor):
         raise TypeError(f"{op}: the model must return one tensor (got {type(output).__name__})")
     return output
+
+
+def require_same(expected: Tensor, actual: Tensor, op: str) -> None:
+    """RuntimeError where the outputs of a model and of its rewritten copy differ by more than rounding."""
+    allowed = _TOLERANCE.get(expected.dtype, 1e-4) * max(1.0, float(expected.abs().max()) if expected.numel() else 0.0)
+    difference = float((expected - actual).abs().max()) if expected.numel() else 0.0
+    if not difference <= allowed:
+        raise RuntimeError(
+            f"{op}: outputs must agree to {allowed:.2g} (got a difference of {difference:.2g}); the model does more "
+            "in its forward pass than its layers show, for example through hooks or branches"
+        )

@@ -15,7 +15,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from resgrow._modes import eval_mode
 from resgrow.nn import TriStateReLU
-from resgrow.surgery.forward import Inputs, as_inputs, evaluate
+from resgrow.surgery.forward import Inputs, as_inputs, evaluate, require_same
 from resgrow.surgery.fuse.fold import affine
 from resgrow.surgery.fuse.trace import trace
 from resgrow.surgery.merge.find import Pair, Pairs, shape_of
@@ -30,8 +30,6 @@ from resgrow.surgery.merge.product import (
 )
 
 _COSTS = ("params", "macs")
-# Largest difference of an output that summing in another order explains, relative to the largest output.
-_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def merge_linear(model: nn.Module, example_inputs: Inputs, *, cost: str = "param
         best = max(worth, key=lambda option: option.saves)
         _apply(small, best)
         done.append(replace(best.row, merged=True, why=_saving(best.row, cost)))
-    _verify(expected, evaluate(small, inputs, "merge_linear"))
+    require_same(expected, evaluate(small, inputs, "merge_linear"), "merge_linear")
     return Merged(small, (*done, *apart))
 
 
@@ -212,13 +210,3 @@ def _apply(model: nn.Module, option: _Option) -> None:
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     path, _, last = name.rpartition(".")
     setattr(model.get_submodule(path), last, module.train(model.get_submodule(name).training))
-
-
-def _verify(expected: Tensor, actual: Tensor) -> None:
-    allowed = _TOLERANCE.get(expected.dtype, 1e-4) * max(1.0, float(expected.abs().max()))
-    difference = float((expected - actual).abs().max()) if expected.numel() else 0.0
-    if not difference <= allowed:
-        raise RuntimeError(
-            f"merge_linear: outputs must agree to {allowed:.2g} (got a difference of {difference:.2g}); the model does "
-            "more in its forward pass than tracing shows, for example through hooks or branches"
-        )
