@@ -48,11 +48,18 @@ _SETTINGS: Any = {
 
 
 @contextmanager
-def plot(width: float = 5.6, height: float = 3.4) -> Iterator[tuple[Figure, Axes]]:
+def empty_figure(width: float, height: float) -> Iterator[Figure]:
     """A figure of ``width`` x ``height`` inches in the report's style; works without a display."""
     with rc_context(_SETTINGS):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
+        yield figure
+
+
+@contextmanager
+def plot(width: float = 5.6, height: float = 3.4) -> Iterator[tuple[Figure, Axes]]:
+    """The same with one pair of axes."""
+    with empty_figure(width, height) as figure:
         yield figure, figure.add_subplot()
 
 
