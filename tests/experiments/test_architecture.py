@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from small import small_data
 
 import resgrow.data
-from resgrow.experiments.architecture import table
+from resgrow.experiments.architecture import classes, coefficients, depth, table
 from resgrow.experiments.architecture.command import main
+from resgrow.experiments.architecture.part import with_classes
+from resgrow.experiments.architecture.runs import Runs
 from resgrow.experiments.architecture.table import Row, learn_row
 from resgrow.experiments.config import make_config
 
@@ -64,3 +67,91 @@ def test_results_are_kept_and_not_made_again(data, tmp_path, monkeypatch, capsys
 def test_parts_are_known_names(tmp_path):
     with pytest.raises(SystemExit, match="--only takes all, small"):
         main(["table", "--work", str(tmp_path), "--only", "fourth"])
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_part_of_the_classes():
+    data = small_data(train=96, test=32, size=28)
+    part = with_classes(data, [1, 0], 9)
+    assert part.train_y.bincount().tolist() == [4, 5]
+    ones = data.train_x[data.train_y == 1][:4]
+    assert all(any(x.equal(one) for one in ones) for x in part.train_x[part.train_y == 0])
+    assert (part.test_y == 0).sum() == (data.test_y == 1).sum()
+    assert part.classes == (data.classes[1], data.classes[0])
+    assert len(with_classes(data, [1]).train_y) == (data.train_y == 1).sum()
+    with pytest.raises(ValueError, match="class 0 must have 500 training images"):
+        with_classes(data, [0, 1], 1000)
+
+
+@pytest.mark.parametrize(
+    ("widths", "share"),
+    [
+        ([9, 9, 9, 9], 0.0),
+        ([500, 300, 100, 101], 0.5),
+        ([5, 4, 5, 5], 0.0),
+        ([5, 4, 5, 6], 0.5),
+        ([1, 1, 1, 100], 0.75),
+    ],
+)
+def test_when_a_width_has_settled(widths, share):
+    assert coefficients.settled(widths) == share
+
+
+def test_coefficients(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(coefficients, "make_config", lambda *_, seed, epochs, **__: config(seed=seed, epochs=epochs))
+    monkeypatch.setattr(coefficients, "PRICES", ((1e-3, 2.0), (5e-2, 2.0)))
+    monkeypatch.setattr(coefficients, "BINDINGS", ((5e-2, 2.0), (5e-2, 50.0)))
+    main(["coefficients", "--work", str(tmp_path), "--seeds", "0", "--epochs", "6"])
+    cheap, dear, bound = lines_of(tmp_path / "coefficients.jsonl")
+    assert dear["neurons"] < cheap["neurons"]
+    assert len(dear["curve"]) == len(dear["steps"])
+    # Far stronger than the price it holds gates where they are, .7, rather than closes them.
+    assert bound["neurons"] > dear["neurons"]
+    assert "| 0.05 | 50 | 6 | 1 |" in (tmp_path / "coefficients.md").read_text()
+
+
+def test_classes(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(classes, "make_config", lambda *_, seed, epochs, **__: config(seed=seed, epochs=epochs))
+    main(["classes", "--work", str(tmp_path), "--seeds", "0", "--epochs", "1"])
+    (run,) = lines_of(tmp_path / "classes.jsonl")
+    assert run["neurons"] == sum(run["widths"])
+    assert (run["classes"], run["seed"]) == (2, 0)
+
+
+def test_rank_correlation_of_classes_and_widths():
+    def runs(seed, widths):
+        return [{"seed": seed, "classes": 2 + i, "widths": [1, 1, width]} for i, width in enumerate(widths)]
+
+    found = classes.rank_correlations([*runs(0, [3, 5, 9]), *runs(1, [9, 5, 3]), *runs(2, [1, 2])], 2)
+    assert found == {0: pytest.approx(1), 1: pytest.approx(-1)}
+
+
+def test_depth(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(depth, "make_config", lambda *_, seed, epochs, **__: config(seed=seed, epochs=epochs))
+    monkeypatch.setattr(depth, "DEPTHS", (3, 5))
+    main(["depth", "--work", str(tmp_path), "--seeds", "0", "--epochs", "2"])
+    runs = lines_of(tmp_path / "depth.jsonl")
+    assert [(run["what"], run["layers"]) for run in runs] == [("learnt", 3), ("plain", 3), ("learnt", 5), ("plain", 5)]
+    for run in runs[::2]:
+        assert run["deviation"] <= 1e-12
+        assert run["found"] == len(run["widths"]) <= run["layers"]
+    assert [run["params"] for run in runs[1::2]] == [784 * 100 + 100 + 10_100 * n + 202 for n in (1, 3)]
+
+
+def test_the_network_of_the_depth_experiment_keeps_the_size_of_its_signals(data):
+    x = torch.randn(64, *data.train_x.shape[1:])
+    deep, shallow = (depth.plain_network(layers, data, 0)(x).detach().std() for layers in (15, 3))
+    assert 0.2 < deep / shallow < 5
+
+
+def test_a_run_is_found_by_its_settings(tmp_path):
+    runs = Runs(tmp_path / "new", "x")
+    made = runs.make({"seed": 0, "learn": ("a", "b")}, lambda: {"value": 1})
+    assert made["value"] == 1
+    again = runs.make({"seed": 0, "learn": ("a", "b")}, lambda: pytest.fail("made again"))
+    assert again["value"] == 1
+    assert runs.make({"seed": 1, "learn": ("a", "b")}, lambda: {"value": 2})["value"] == 2
+    assert [run["value"] for run in runs] == [1, 2]

@@ -8,12 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resgrow._files import write_atomic
-from resgrow.experiments.architecture import table
+from resgrow.experiments.architecture import classes, coefficients, depth, table
 from resgrow.experiments.architecture.experiment import Experiment, Settings
 from resgrow.experiments.architecture.runs import Runs
 from resgrow.report.style import empty_figure
 
-EXPERIMENTS: dict[str, Experiment] = {"table": table.EXPERIMENT}
+EXPERIMENTS: dict[str, Experiment] = {
+    "table": table.EXPERIMENT,
+    "coefficients": coefficients.EXPERIMENT,
+    "classes": classes.EXPERIMENT,
+    "depth": depth.EXPERIMENT,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -41,10 +41,10 @@ class Row:
 
 
 ROWS = {
-    "all, small": Row(("width", "width", "both"), 5e-3),
-    "all, large": Row(("width", "width", "both"), 4e-3),
-    "third, small": Row(("neither", "neither", "width"), 4e-3),
-    "third, large": Row(("neither", "neither", "width"), 6e-4),
+    "all, small": Row(("width", "width", "both"), 4e-3),
+    "all, large": Row(("width", "width", "both"), 2.5e-3),
+    "third, small": Row(("neither", "neither", "width"), 2e-3),
+    "third, large": Row(("neither", "neither", "width"), 8e-4),
 }
 SVD_RANKS = (10, 20, 40, 70)
 
