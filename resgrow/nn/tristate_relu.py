@@ -29,8 +29,9 @@ class TriStateReLU(nn.Module):
         num_channels: size of dimension 1 of the input.
         w: initial value of the width gates; by default .7 where they are learnt and 1 where not. The binarising
             penalty keeps gates that start at 1 there (its peak lies a little above .5), so they start nearer to it.
-        d: initial value of the depth gate; by default .3 where it is learnt and 0 where not. Below .5 the layer starts
-            as a ReLU.
+        d: initial value of the depth gate; by default .45 where it is learnt and 0 where not. Below .5 the layer starts
+            as a ReLU; the penalty's peak lies at .25, and the nearer to .5 the more layers end up linear: with .45 the
+            depth that is learnt hardly depends on the depth at the start, with .3 it does.
         learn: "both", "width", "depth" or "neither". Gates that are not learnt are parameters that need no gradient.
         inplace: write over the input wherever no gradient is recorded; see `resgrow.ops.tristate_relu`.
 
@@ -54,7 +55,7 @@ class TriStateReLU(nn.Module):
             raise ValueError(f"TriStateReLU: learn must be one of {', '.join(LEARN)} (got {learn!r})")
         width, depth = LEARN[learn]
         w = (0.7 if width else 1.0) if w is None else w
-        d = (0.3 if depth else 0.0) if d is None else d
+        d = (0.45 if depth else 0.0) if d is None else d
         if not (0 <= w <= 1 and 0 <= d <= 1):
             raise ValueError(f"TriStateReLU: gates must start in [0, 1] (got w={w}, d={d})")
         self.num_channels, self.learn, self.inplace = num_channels, learn, inplace

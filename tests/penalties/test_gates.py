@@ -58,7 +58,7 @@ def test_all_coefficients_from_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("learn", "w", "d"), [("both", 0.7, 0.3), ("width", 0.7, 0.0), ("depth", 1.0, 0.3), ("neither", 1.0, 0.0)]
+    ("learn", "w", "d"), [("both", 0.7, 0.45), ("width", 0.7, 0.0), ("depth", 1.0, 0.45), ("neither", 1.0, 0.0)]
 )
 def test_what_a_layer_learns(learn: str, w: float, d: float) -> None:
     layer = TriStateReLU(3, learn=learn)

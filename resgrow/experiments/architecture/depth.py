@@ -30,7 +30,7 @@ from resgrow.surgery.count import count_params
 
 DEPTHS = (6, 8, 10, 12, 15)
 WIDTH = 100
-GATES = 1e-3
+GATES = 5e-3
 
 
 def plain_network(layers: int, data: Dataset, seed: int) -> nn.Sequential:
