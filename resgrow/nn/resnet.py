@@ -107,12 +107,20 @@ def resnet(depth: int = 20, width: float = 1.0, in_channels: int = 3, num_classe
         layer3,
         nn.Linear(widths[2], num_classes),
     )
+    initialise(model)
+    return model
+
+
+def initialise(model: ResNet) -> None:
+    """Draws new convolutions in place and sets the gains of the blocks' last norms to zero, as `resnet` starts.
+
+    Also for blocks of uneven inner widths. The classifier and the other norms are left alone.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, BasicBlock):
             nn.init.zeros_(module.bn2.weight)
-    return model
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
