@@ -58,7 +58,8 @@ def swap_activations(
 
     * a depth gate is learnt only where opening it could make two layers one: between two Conv2d or Linear layers with
       nothing but norms and flattening beside it. So never before or after max-pooling, nor where the output is read
-      twice;
+      twice, nor before a padded convolution (unless a 1x1 one without bias and norm comes first), which
+      `merge_linear` would have to refuse;
     * width gates are shared by all activations of one residual stream, since its channels exist in all of them or in
       none.
 
@@ -163,9 +164,11 @@ def _seen_changed(node: Node, finder: Finder) -> bool:
 
 
 def _mergeable(node: Node, finder: Finder) -> bool:
-    """Whether a layer lies on either side, with linear steps between that nothing else reads."""
+    """Whether a layer lies on either side, with linear steps between that nothing else reads, and both could be one."""
+    steps = []
     before: Node | None = node.all_input_nodes[0]
     while before is not None and type(finder.module(before)) in _LINEAR:
+        steps.append(finder.module(before))
         before = before.all_input_nodes[0] if len(before.users) == 1 else None
     if before is None or type(finder.module(before)) not in LAYERS or len(before.users) != 1:
         return False
@@ -173,11 +176,23 @@ def _mergeable(node: Node, finder: Finder) -> bool:
     while len(after.users) == 1:
         after = next(iter(after.users))
         if type(finder.module(after)) in LAYERS:
-            return True
+            return _exact(finder.module(before), steps, finder.module(after))
         flattens = after.target in (torch.flatten, "flatten")
         if type(finder.module(after)) not in _LINEAR and not flattens:
             return False
+        steps.append(finder.module(after))
     return False
+
+
+def _exact(first: Any, steps: list[Any], second: Any) -> bool:
+    """Whether `merge_linear` could merge them: behind a padded convolution's border lies what no kernel can hold."""
+    convolutions = [layer for layer in (first, second) if isinstance(layer, nn.Conv2d)]
+    if any(layer.padding_mode != "zeros" or isinstance(layer.padding, str) for layer in convolutions):
+        return False
+    if len(convolutions) < 2 or second.padding == (0, 0):
+        return True
+    shifted = first.bias is not None or any(isinstance(step, nn.BatchNorm2d) for step in steps)
+    return first.kernel_size == (1, 1) and not shifted
 
 
 def _is_sum(node: Node) -> bool:

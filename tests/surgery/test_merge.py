@@ -22,8 +22,8 @@ def gate(channels: int, d: float = 0.9, closed: int = 0) -> TriStateReLU:
     return layer
 
 
-def norm(channels: int) -> nn.BatchNorm2d:
-    layer = nn.BatchNorm2d(channels)
+def norm(channels: int, kind: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
+    layer = kind(channels)
     for value in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
         nn.init.uniform_(value, 0.5, 1.5)
     return layer
@@ -74,6 +74,17 @@ MERGED = {
     "matrix after convolution": (
         lambda: [nn.Conv2d(2, 9, 3, 2, 1), gate(9, closed=3), nn.Flatten(), nn.Linear(9 * 16, 4)],
         (3, 2, 7, 8),
+    ),
+    "gates and norms behind the flatten": (
+        lambda: [
+            nn.Conv2d(2, 3, 3),
+            nn.Flatten(),
+            gate(75, closed=3),
+            norm(75, nn.BatchNorm1d),
+            gate(75),
+            nn.Linear(75, 4),
+        ],
+        (3, 2, 7, 7),
     ),
     "three in a row": (
         lambda: [nn.Linear(9, 8), gate(8), nn.Linear(8, 8), gate(8), nn.Linear(8, 7), gate(7, d=0.2), nn.Linear(7, 2)],

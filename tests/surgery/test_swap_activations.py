@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import resgrow
-from resgrow import Gates, swap_activations
+from resgrow import Gates, merge_linear, swap_activations
 from resgrow.nn import TriStateReLU
 
 
@@ -114,6 +114,34 @@ def test_sequential_keeps_its_class_and_depth_is_learnt_where_layers_could_merge
     assert isinstance(model[1], nn.ReLU)
 
 
+PAIRS = {
+    "linear": (nn.Linear(4, 6), nn.Linear(6, 3)),
+    "flattened": (nn.Conv2d(4, 6, 3, padding=1), nn.Flatten(), nn.Linear(6 * 64, 3)),
+    "unpadded": (nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Conv2d(6, 3, 3)),
+    "padded": (nn.Conv2d(4, 6, 3), nn.Conv2d(6, 3, 3, padding=1)),
+    "padded on one side": (nn.Conv2d(4, 6, 3, bias=False), nn.Conv2d(6, 3, 3, padding=(0, 1))),
+    "padded behind 1x1": (nn.Conv2d(4, 6, 1, bias=False), nn.Conv2d(6, 3, 3, padding=1)),
+    "padded behind 1x1 with bias": (nn.Conv2d(4, 6, 1), nn.Conv2d(6, 3, 3, padding=1)),
+    "padded behind 1x1 and a norm": (nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6), nn.Conv2d(6, 3, 3, padding=1)),
+    "by name": (nn.Conv2d(4, 6, 3, padding="valid"), nn.Conv2d(6, 3, 3)),
+    "reflected": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), nn.Conv2d(6, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_depth_is_learnt_exactly_where_merge_linear_would_merge(name: str) -> None:
+    first, *rest = copy.deepcopy(PAIRS[name])
+    for norm in rest[:-1]:
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.bias)
+    x = torch.randn(2, 4) if name == "linear" else torch.randn(2, 4, 8, 8)
+    model = nn.Sequential(first, *rest[:-1], nn.ReLU(), rest[-1]).eval()
+    (gate,) = gates_of(swap_activations(model, x)).values()
+    opened = nn.Sequential(first, *rest[:-1], TriStateReLU(gate.num_channels, d=1.0), rest[-1]).eval()
+    (row,) = merge_linear(opened, x, force=True)
+    assert (gate.learn == "both") == row.merged, row.why
+
+
 def test_pooling_on_either_side_forbids_a_depth_gate() -> None:
     gated = swap_activations(resgrow.nn.lenet5(), torch.randn(1, 1, 28, 28))
     assert [gate.learn for gate in gates_of(gated).values()] == ["width", "width", "both"]
@@ -150,7 +178,7 @@ def test_it_learns_and_copies() -> None:
         (F.cross_entropy(twin(x), torch.arange(4)) + gates.penalty(1e-2)).backward()
         optimizer.step()
     assert any(not torch.equal(a, b) for a, b in zip(twin.parameters(), gated.parameters(), strict=True))
-    assert len(gates.parameters()) == 8  # five widths, and the depths inside the three blocks
+    assert len(gates.parameters()) == 5  # widths; inside the blocks the second convolution is padded
     gated.load_state_dict(twin.state_dict())
     same(twin, gated, x)
 

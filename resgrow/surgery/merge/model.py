@@ -23,6 +23,7 @@ from resgrow.surgery.merge.product import (
     Convolution,
     Map,
     Matrix,
+    behind,
     convolution_after_convolution,
     matrix_after_convolution,
     matrix_after_matrix,
@@ -156,16 +157,22 @@ def _product(pairs: Pairs, pair: Pair) -> Map | str:
         return "padding with other than zeros"
     if any(isinstance(getattr(layer, "padding", None), str) for layer in layers):
         return "padding by name"
-    first: Map = _map(layers[0])
+    first, second = _map(layers[0]), _map(layers[1])
     flat = False
+    columns = []
     for node in pair.between:
         module = pairs.module(node)
         flat = flat or len(shape_of(node)) < len(shape_of(pair.first))
         if isinstance(module, TriStateReLU | nn.BatchNorm1d | nn.BatchNorm2d):
-            if flat or (isinstance(first, Matrix) and len(shape_of(pair.first)) > 2):
+            if isinstance(first, Matrix) and len(shape_of(pair.first)) > 2:
                 return "what lies between does not count the first one's outputs as channels"
-            first = scaled(first, *_factors(module))
-    second = _map(layers[1])
+            if flat:
+                columns.append(_factors(module))
+            else:
+                first = scaled(first, *_factors(module))
+    if isinstance(second, Matrix):
+        for scale, shift in reversed(columns):
+            second = behind(scale, shift, second)
     if isinstance(first, Convolution) and isinstance(second, Convolution):
         return convolution_after_convolution(first, second)
     if isinstance(first, Matrix) and isinstance(second, Matrix):

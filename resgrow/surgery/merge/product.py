@@ -69,6 +69,15 @@ def scaled(first: Map, scale: Tensor, shift: Tensor | None = None) -> Map:
     return replace(first, weight=weight, bias=bias)
 
 
+def behind(scale: Tensor, shift: Tensor | None, second: Matrix) -> Matrix:
+    """``second(scale x + shift)``, each ``(I,)``: norms and gates that come after a flatten count its columns."""
+    bias = second.bias
+    if shift is not None:
+        more = second.weight @ shift
+        bias = more if bias is None else bias + more
+    return Matrix(second.weight * scale, bias)
+
+
 def matrix_after_matrix(first: Matrix, second: Matrix) -> Matrix:
     """``W = W2 W1``, ``b = b2 + W2 b1``."""
     return Matrix(second.weight @ first.weight, _bias(first, second.weight, second))
