@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resgrow._files import write_atomic
-from resgrow.experiments.architecture import classes, coefficients, depth, finetune, table
+from resgrow.experiments.architecture import classes, coefficients, depth, finetune, search, table
 from resgrow.experiments.architecture.experiment import Experiment, Settings
 from resgrow.experiments.architecture.runs import Runs
 from resgrow.report.style import empty_figure
@@ -19,6 +19,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "classes": classes.EXPERIMENT,
     "depth": depth.EXPERIMENT,
     "finetune": finetune.EXPERIMENT,
+    "search": search.EXPERIMENT,
 }
 
 

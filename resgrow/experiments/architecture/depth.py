@@ -121,7 +121,7 @@ def draw(figure: Figure, results: Sequence[Result]) -> None:
 
 EXPERIMENT = Experiment(
     question="Does the depth that is learnt depend on the depth at the start?",
-    epochs=8,
+    epochs=4,
     run=run,
     tell=tell,
     draw=draw,
