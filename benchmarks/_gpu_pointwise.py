@@ -53,7 +53,7 @@ def ceilings(bench: Bench) -> Cases:
 
 def tristate_relu(bench: Bench) -> Cases:
     """Forward, backward and both, against the composition, ReLU and a copy."""
-    shapes = {"1e7": (1, 3, 5, 7)} if bench.tiny else {"1e8": (64, 256, 78, 78), **dict(reversed(SHAPES.items()))}
+    shapes = {"1e7": (1, 3, 5, 7)} if bench.tiny else dict(reversed(SHAPES.items()))
     for size, shape in shapes.items():
         for layout in (torch.channels_last, torch.contiguous_format):
             for dtype in bench.dtypes:

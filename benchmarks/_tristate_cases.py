@@ -9,7 +9,13 @@ from torch import Tensor
 
 from resgrow.ops import reference
 
-SHAPES = {"1e4": (16, 16, 8, 5), "1e5": (16, 16, 20, 20), "1e6": (32, 32, 32, 32), "1e7": (32, 64, 70, 70)}
+SHAPES = {
+    "1e4": (16, 16, 8, 5),
+    "1e5": (16, 16, 20, 20),
+    "1e6": (32, 32, 32, 32),
+    "1e7": (32, 64, 70, 70),
+    "1e8": (64, 256, 78, 78),
+}
 
 
 class Eager(torch.autograd.Function):
