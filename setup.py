@@ -61,7 +61,7 @@ def extension():
     import pybind11
     from torch.utils.cpp_extension import CppExtension
 
-    sources = ["csrc/schema.cpp", "csrc/module.cpp"]
+    sources = ["csrc/schema.cpp", "csrc/module.cpp", "csrc/direct.cpp"]
     for folder in ("autograd", "cpu"):
         sources += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob(f"csrc/{folder}/*.cpp"))
     # One unit per instruction set. Each sets its own target by pragma and is chosen

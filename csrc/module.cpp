@@ -1,9 +1,11 @@
 // Python import shell. Importing it loads the library, whose static initialisers register
-// the operators; the module itself only answers questions about the build.
+// the operators; the module itself only answers questions about the build and calls what torch.ops
+// would take too long to.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "cpu/isa.h"
+#include "direct.h"
 
 namespace py = pybind11;
 
@@ -34,4 +36,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", &resgrow::cpu_isa, "The instruction set whose kernels are in use.");
   m.def("set_cpu_isa", &resgrow::set_cpu_isa, py::arg("name"),
         "Use another compiled instruction set; for tests and benchmarks.");
+  if (!resgrow::add_direct_calls(m.ptr())) throw py::error_already_set();
 }

@@ -8,6 +8,7 @@
 
 #include <memory>
 #include <tuple>
+#include <utility>
 
 namespace resgrow {
 namespace {
@@ -59,9 +60,9 @@ struct TriStateReluBackward : public autograd::Node {
     const bool need_w = task_should_compute_output(1), need_d = task_should_compute_output(2);
     auto [grad_x, grad_w, grad_d] =
         call_backward(grads[0], x.unpack(), w.unpack(), d.unpack(), need_x, need_w || need_d);
-    if (need_x) result[0] = grad_x;
-    if (need_w) result[1] = grad_w;
-    if (need_d) result[2] = grad_d;
+    if (need_x) result[0] = std::move(grad_x);
+    if (need_w) result[1] = std::move(grad_w);
+    if (need_d) result[2] = std::move(grad_d);
     return result;
   }
 

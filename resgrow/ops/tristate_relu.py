@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from resgrow import _load  # noqa: F401  (registers torch.ops.resgrow)
+from resgrow._load import _C  # registers torch.ops.resgrow
+
+_is_compiling = torch.compiler.is_dynamo_compiling
+_op = torch.ops.resgrow.tristate_relu.default
 
 
 def tristate_relu(x: Tensor, w: Tensor, d: Tensor, inplace: bool = False) -> Tensor:
@@ -35,7 +38,8 @@ def tristate_relu(x: Tensor, w: Tensor, d: Tensor, inplace: bool = False) -> Ten
     if inplace and not (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or d.requires_grad)):
         torch.ops.resgrow.tristate_relu_.default(x, w, d)
         return x
-    return torch.ops.resgrow.tristate_relu.default(x, w, d)
+    y = None if _is_compiling() else _C.tristate_relu(x, w, d)  # a microsecond quicker, where it can
+    return _op(x, w, d) if y is None else y
 
 
 @torch.library.register_fake("resgrow::tristate_relu")

@@ -1,9 +1,12 @@
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from resgrow import ops
 from resgrow.ops import reference
@@ -17,6 +20,8 @@ SHAPES = [
     (40, 1030),
     (2, 3, 9),
     (1, 2, 40001),  # runs cut into several work items
+    (40, 70, 7, 7),  # columns of several to a channel, in several blocks
+    (40, 20, 65),  # several runs of every channel in a work item
     (33000, 2),
     (2, 3, 7, 9),
     (6, 16, 10, 10),
@@ -178,6 +183,59 @@ def test_under_autocast_the_type_of_x_decides() -> None:
     assert x.grad.dtype == torch.float32
     assert w.grad is not None
     assert w.grad.dtype == torch.float32
+
+
+class Heard(TorchFunctionMode):
+    """The functions that are called in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[object] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.calls.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+class Dispatched(TorchDispatchMode):
+    """The operators that are dispatched in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[object] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.calls.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+class Subclass(Tensor):
+    """A tensor that stays of its class."""
+
+
+def test_whoever_listens_for_operators_hears_it() -> None:
+    x, (w, d) = torch.randn(4, 3), gates(3, depth=False)
+    operator = torch.ops.resgrow.tristate_relu.default
+    for mode in (Heard(), Dispatched()):
+        with mode:
+            y = ops.tristate_relu(x, w, d)
+        assert mode.calls == [operator]
+        assert torch.equal(y, ops.tristate_relu(x, w, d))
+    assert type(ops.tristate_relu(x.as_subclass(Subclass), w, d)) is Subclass
+    with torch.device("meta"):
+        assert ops.tristate_relu(torch.empty(4, 3), w.to("meta"), d.to("meta")).is_meta
+    traced = torch.fx.symbolic_trace(lambda x, w, d: ops.tristate_relu(x, w, d))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [operator]
+
+
+def test_is_in_traces() -> None:
+    (w, d), other = gates(3, depth=False), torch.randn(5, 3)
+    traced = torch.jit.trace(lambda x: ops.tristate_relu(x, w, d), (torch.randn(5, 3),))
+    assert torch.equal(traced(other), ops.tristate_relu(other, w, d))
 
 
 @pytest.mark.parametrize("sample", SAMPLES)

@@ -41,16 +41,35 @@ inline void store_narrowed(const V& v, BFloat16* p) {
   store(p, __builtin_convertvector(bits >> 16, typename Vector<unsigned short, lanes>::type));
 }
 
-// Halves are added until one value is left: fewer dependent additions than lane by lane.
+// {sum of a's lanes, sum of b's}: halves are added down to 16 bytes, where the two share a vector.
 template <class A, int LANES>
-inline A sum_lanes(const typename Vector<A, LANES>::type& v) {
+__attribute__((always_inline)) inline typename Vector<A, 2>::type sum_lanes(
+    const typename Vector<A, LANES>::type& a, const typename Vector<A, LANES>::type& b) {
+  using Half = typename Vector<A, LANES / 2>::type;
   if constexpr (LANES == 2) {
-    return v[0] + v[1];
+    using Pair = typename Vector<A, 2>::type;
+    return Pair{a[0], b[0]} + Pair{a[1], b[1]};
   } else {
-    using Half = typename Vector<A, LANES / 2>::type;
-    const A* lanes = reinterpret_cast<const A*>(&v);
-    return sum_lanes<A, LANES / 2>(load<Half>(lanes) + load<Half>(lanes + LANES / 2));
+    Half parts[4];
+    __builtin_memcpy(parts, &a, sizeof(a));
+    __builtin_memcpy(parts + 2, &b, sizeof(b));
+    if constexpr (LANES * sizeof(A) == 16) {
+      using V = typename Vector<A, LANES>::type;
+      const V both = V{a[0], b[0], a[1], b[1]} + V{a[2], b[2], a[3], b[3]};
+      __builtin_memcpy(parts, &both, sizeof(both));
+      return parts[0] + parts[1];
+    } else {
+      return sum_lanes<A, LANES / 2>(parts[0] + parts[1], parts[2] + parts[3]);
+    }
   }
+}
+
+// 0, 1, 2 ...
+template <class A, int LANES>
+inline typename Vector<A, LANES>::type numbered() {
+  A lanes[LANES];
+  for (int i = 0; i < LANES; ++i) lanes[i] = A(i);
+  return load<typename Vector<A, LANES>::type>(lanes);
 }
 
 // The pointers of one row, and what is done with one vector or one value of it.
@@ -69,14 +88,18 @@ struct TriStateRow {
         grad(FORWARD ? x : static_cast<const T*>(a.grad) + row * a.stride),
         out(OUT ? static_cast<T*>(a.out) + row * a.stride : nullptr) {}
 
+  // PART: lanes below `from` have been here before; writing those over the input itself is no
+  // harm, as slopes are 0 or 1.
+  template <bool PART = false>
   __attribute__((always_inline)) void vector(Int i, const V& positive, const V& negative, V& above,
-                                             V& below) const {
+                                             V& below, A from = 0) const {
     const V v = load_widened<A, lanes>(x + i);
     const V g = FORWARD ? v : load_widened<A, lanes>(grad + i);
     const auto side = v >= V{};
     if (OUT) store_narrowed(g * (side ? positive : negative), out + i);
     if (SUMS) {
-      const V product = g * v;
+      V product = g * v;
+      if (PART) product = numbered<A, lanes>() >= from ? product : V{};
       above += side ? product : V{};
       below += side ? V{} : product;
     }
@@ -97,6 +120,7 @@ void tristate_runs(const TriStateRelu& args) {
   using Row = TriStateRow<T, FORWARD, OUT, SUMS>;
   using A = typename Row::A;
   using V = typename Row::V;
+  using Pair = typename Vector<A, 2>::type;
   Int channel = a.channel;
   for (Int r = 0; r < a.rows; ++r) {
     const Row row(a, r);
@@ -114,11 +138,16 @@ void tristate_runs(const TriStateRelu& args) {
       i += Row::lanes;
     }
     A sum_above = 0, sum_below = 0;
-    for (; i < a.cols; ++i) row.value(i, positive, negative, sum_above, sum_below);
+    if (i < a.cols && a.cols >= Row::lanes) {
+      const Int last = a.cols - Row::lanes;
+      row.template vector<true>(last, positives, negatives, above[1], below[1], A(i - last));
+    } else {
+      for (; i < a.cols; ++i) row.value(i, positive, negative, sum_above, sum_below);
+    }
     if (SUMS) {
-      static_cast<A*>(a.sums)[2 * r] = sum_above + sum_lanes<A, Row::lanes>(above[0] + above[1]);
-      static_cast<A*>(a.sums)[2 * r + 1] =
-          sum_below + sum_lanes<A, Row::lanes>(below[0] + below[1]);
+      const Pair rest{sum_above, sum_below};
+      store(static_cast<A*>(a.sums) + 2 * r,
+            rest + sum_lanes<A, Row::lanes>(above[0] + above[1], below[0] + below[1]));
     }
     if (++channel == a.channels) channel = 0;
   }
