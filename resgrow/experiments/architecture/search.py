@@ -146,7 +146,7 @@ def _config(seed: int, epochs: int) -> FitConfig:
 EXPERIMENT = Experiment(
     question="One run of architecture learning against searches for LeNet-5's widths, by compute: which finds less J = "
     f"cross-entropy of held-out images + {GATES} x neurons?",
-    epochs=5,
+    epochs=4,
     run=run,
     tell=search_report.tell,
     draw=search_report.draw,
