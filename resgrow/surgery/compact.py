@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from resgrow.surgery.constants import can_absorb, produced, through
 from resgrow.surgery.forward import Inputs, as_inputs, evaluate, require_same
-from resgrow.surgery.groups import ChannelGroup, channel_groups
+from resgrow.surgery.groups import ChannelGroup, channel_groups, walkable
 from resgrow.surgery.slices import keep_inputs, keep_outputs
+from resgrow.surgery.structure import Edit, remove, structure, unread
 
 
 def compact(model: nn.Module, example_inputs: Inputs) -> nn.Module:
@@ -21,9 +22,14 @@ def compact(model: nn.Module, example_inputs: Inputs) -> nn.Module:
 
     Zeros count however they came about: masks of channels, of blocks, or of single weights.
 
+    In other models than those of the first kind below, what goes is what nobody reads: units are found by following the
+    model's operations, and are channels (also of residual streams and concatenations), groups of channels, attention
+    heads, or neurons. What a norm or a softmax runs over has to stay, since the others would change.
+
     Args:
         model: `nn.Sequential` of Conv2d, Linear, BatchNorm2d, ReLU, TriStateReLU, pooling, Flatten, Dropout and
-            Identity (channels next to other layers stay), or `resgrow.nn.ResNet` (channels inside blocks). Unchanged.
+            Identity (channels next to other layers stay), or `resgrow.nn.ResNet` (channels inside blocks); or any
+            model that ``torch.export`` can follow. Unchanged.
         example_inputs: a tensor or the sequence of the model's arguments; both models are run on it.
 
     Returns:
@@ -31,18 +37,23 @@ def compact(model: nn.Module, example_inputs: Inputs) -> nn.Module:
         are not copied. An optimizer has to be made anew for it.
 
     Raises:
-        TypeError: a model whose channels are not known.
-        ValueError: shared parameters, or the model does not run on example_inputs or is not finite there.
+        ValueError: ``torch.export`` cannot follow the model, the model does not run on example_inputs or is not finite
+            there, or layers of a model of the first kind share parameters.
         RuntimeError: the copy's outputs differ by more than rounding.
     """
     inputs = as_inputs(example_inputs, "compact")
-    channel_groups(model, "compact")
+    if walkable(model):
+        channel_groups(model, "compact")
     expected = evaluate(model, inputs, "compact")
     if not expected.isfinite().all():
         raise ValueError("compact: the model's outputs must be finite to be compared (got NaN or inf); check weights")
     small = copy.deepcopy(model)
-    while any([_shrink(small, group) for group in channel_groups(small, "compact")]):
-        pass
+    if walkable(model):
+        while any([_shrink(small, group) for group in channel_groups(small, "compact")]):
+            pass
+    else:
+        groups = structure(small, inputs, "compact").groups
+        remove(Edit(small), groups, unread(small, groups))
     require_same(expected, evaluate(small, inputs, "compact"), "compact")
     return small
 

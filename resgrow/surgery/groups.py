@@ -45,6 +45,11 @@ class Slot:
     repeat: int
 
 
+def walkable(model: nn.Module) -> bool:
+    """Whether `channel_groups` knows the model's way of running its layers."""
+    return any(_behaves_like(model, kind) for kind in _WALKS)
+
+
 def channel_groups(model: nn.Module, op: str) -> list[ChannelGroup]:
     """Groups of removable channels in forward order.
 
@@ -59,7 +64,7 @@ def channel_groups(model: nn.Module, op: str) -> list[ChannelGroup]:
         TypeError: any other model.
         ValueError: two layers share a parameter.
     """
-    if not any(_behaves_like(model, kind) for kind in _WALKS):
+    if not walkable(model):
         raise TypeError(
             f"{op}: channels are known for nn.Sequential and resgrow.nn.ResNet only (got {type(model).__name__}); "
             "build the model from these, or prune it with block=(1, 1) or (bo, bi)"

@@ -1,0 +1,183 @@
+"""Which indices of which parameters are one unit: found by following a model's operations."""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from resgrow.surgery.structure.atoms import PINNED
+from resgrow.surgery.structure.call import Call
+from resgrow.surgery.structure.rules import find_rule
+from resgrow.surgery.structure.trace import Traced, traced
+from resgrow.surgery.structure.values import Labels, Tracker, Value
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a group's units lie in one parameter or buffer: ``index`` int64 ``(units, count)`` along ``dim``.
+
+    ``read``: the dimension is one of a weight's inputs: what flows in there flows nowhere else.
+    """
+
+    name: str
+    dim: int
+    index: Tensor
+    read: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """``size`` units, each of which goes from all places at once.
+
+    ``split_by``: modules whose code splits the dimension into its units, as attention does into heads.
+    """
+
+    places: tuple[Place, ...]
+    split_by: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.places[0].index)
+
+
+@dataclass
+class Structure:
+    """What a model's forward pass couples.
+
+    Attributes:
+        groups: in forward order of what makes them.
+        unknown: operations without a rule: everything that reaches them stays.
+    """
+
+    groups: list[Group]
+    unknown: list[str] = field(default_factory=list)
+
+
+def structure(model: nn.Module, inputs: Sequence[Tensor], op: str) -> Structure:
+    """All units of the model that can be removed without touching anything outside them."""
+    graph = traced(model, inputs, op)
+    walk = _Walk(graph)
+    walk.run()
+    return Structure(walk.groups(), sorted(walk.unknown))
+
+
+class _Walk:
+    def __init__(self, graph: Traced) -> None:
+        self.graph = graph
+        self.track = Tracker()
+        self.values: dict[Node, Any] = {}
+        # (name, dim) -> atoms, in the order in which parameters are used
+        self.dims: dict[tuple[str, int], Tensor] = {}
+        self.known: dict[str, Value] = {}
+        self.unknown: set[str] = set()
+
+    def run(self) -> None:
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node] = Value(_shapes(node)[0]) if _shapes(node) else None
+            elif node.op == "call_function":
+                self.values[node] = self._call(node)
+        for node in self.graph.outputs:
+            for value in _leaves(self._value(node)):
+                self.track.pin_value(value, "the model's output")
+
+    def _value(self, node: Node) -> Any:
+        """Parameters get their atoms when they are first used: groups then come in forward order."""
+        name = self.graph.stored.get(node.name) if node.op == "placeholder" else None
+        if name is None:
+            return self.values.get(node)
+        if name not in self.known:
+            shape = _shapes(node)[0]
+            parts = []
+            # Tables of whole numbers are looked up in, or are such indices themselves.
+            labelled = node.meta["val"].is_floating_point()
+            for dim, size in enumerate(shape if labelled else ()):
+                self.dims[name, dim] = self.track.atoms.fresh(size)
+                parts.append(Labels((dim,), self.dims[name, dim]))
+            self.known[name] = Value(shape, tuple(parts))
+        return self.known[name]
+
+    def _call(self, node: Node) -> Any:
+        if node.target is operator.getitem:
+            source, number = node.args
+            assert isinstance(source, Node)
+            assert isinstance(number, int)
+            values = self._value(source)
+            return values[number] if isinstance(values, list) else values
+        call = self._described(node)
+        if not call.values():
+            return _unlabelled(call)
+        rule = find_rule(node.target)
+        self.track.where = call.where
+        if rule is None:
+            self.unknown.add(f"{node.target} in {call.where or 'the model'}")
+            for value in call.values():
+                self.track.pin_value(value, f"no rule for {node.target}")
+            return _unlabelled(call)
+        return rule(self.track, call)
+
+    def _described(self, node: Node) -> Call:
+        schema = getattr(node.target, "_schema", None)
+        names = [argument.name for argument in schema.arguments] if schema else []
+        names += [f"argument {i}" for i in range(len(names), len(node.args))]
+        arguments = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        values = {key: self._filled(argument) for key, argument in arguments.items()}
+        stack = node.meta.get("nn_module_stack") or {}
+        path = next(reversed(stack.values()), ("",))[0] if stack else ""
+        inside = str(path).removeprefix("L['self']").lstrip(".")
+        return Call(node.target, values, tuple(_shapes(node)), inside)
+
+    def _filled(self, argument: Any) -> Any:
+        if isinstance(argument, Node):
+            return self._value(argument)
+        if isinstance(argument, list | tuple):
+            return [self._filled(each) for each in argument]
+        return argument
+
+    def groups(self) -> list[Group]:
+        classes = self.track.atoms.classes()
+        pinned = classes[PINNED]
+        members: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(lambda: defaultdict(list))
+        for place, atoms in self.dims.items():
+            for index, found in enumerate(classes[atoms].tolist()):
+                if found != pinned:
+                    members[found][place].append(index)
+        alike: dict[tuple[tuple[tuple[str, int], int], ...], list[dict[tuple[str, int], list[int]]]] = defaultdict(list)
+        for unit in members.values():
+            alike[tuple((place, len(indices)) for place, indices in unit.items())].append(unit)
+        read = set(torch.cat(self.track.read).tolist()) if self.track.read else set()
+        inputs = {place for place, atoms in self.dims.items() if set(atoms.tolist()) <= read}
+        splits = [(set(classes[ids.reshape(-1)].tolist()), where) for ids, where in self.track.splits]
+        result = []
+        for kind, units in alike.items():
+            places = tuple(
+                Place(*place, torch.tensor([unit[place] for unit in units]), place in inputs) for place, _ in kind
+            )
+            name, dim = places[0].name, places[0].dim
+            own = int(classes[self.dims[name, dim]][places[0].index[0, 0]])
+            result.append(Group(places, tuple(dict.fromkeys(where for found, where in splits if own in found))))
+        return result
+
+
+def _unlabelled(call: Call) -> Any:
+    values = [Value(shape) for shape in call.shapes]
+    return values[0] if len(values) == 1 else values
+
+
+def _leaves(value: Any) -> list[Value]:
+    if isinstance(value, Value):
+        return [value]
+    return [leaf for part in value or () for leaf in _leaves(part)] if isinstance(value, list) else []
+
+
+def _shapes(node: Node) -> list[tuple[int, ...]]:
+    value = node.meta.get("val")
+    parts = value if isinstance(value, list | tuple) else [value]
+    return [tuple(int(size) for size in part.shape) for part in parts if isinstance(part, Tensor)]

@@ -1,0 +1,25 @@
+"""Attributes by which modules split a dimension themselves: the number of heads, and what they are in all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+# Names for heads x (size of a head), as timm's, Hugging Face's and others' attention has them.
+_TOTALS = ("attn_dim", "all_head_size", "inner_dim", "attention_dim", "proj_dim")
+
+
+def adapted(module: nn.Module, before: int, after: int) -> dict[str, Any]:
+    """What a module that split a dimension into ``before`` pieces has to say of ``after``: by name and value.
+
+    A guess: whether the model runs with it is for the caller to see.
+    """
+    result: dict[str, Any] = {}
+    numbers = {name: value for name, value in vars(module).items() if type(value) is int}
+    for name, value in numbers.items():
+        if "head" in name and not any(word in name for word in ("dim", "size")) and value == before:
+            result[name] = after
+        elif name in _TOTALS and value % before == 0:
+            result[name] = value // before * after
+    return result
