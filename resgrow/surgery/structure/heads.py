@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from resgrow.nn.attention import NarrowAttention
+
 # Names for heads x (size of a head), as timm's, Hugging Face's and others' attention has them.
 _TOTALS = ("attn_dim", "all_head_size", "inner_dim", "attention_dim", "proj_dim")
 
@@ -13,8 +15,20 @@ _TOTALS = ("attn_dim", "all_head_size", "inner_dim", "attention_dim", "proj_dim"
 def adapted(module: nn.Module, before: int, after: int) -> dict[str, Any]:
     """What a module that split a dimension into ``before`` pieces has to say of ``after``: by name and value.
 
-    A guess: whether the model runs with it is for the caller to see.
+    A guess for modules that are not torch's: whether the model runs with it is for the caller to see.
+
+    Raises:
+        ValueError: there is no such module with fewer heads.
     """
+    if isinstance(module, nn.MultiheadAttention):
+        if module.bias_k is not None or module.add_zero_attn:
+            raise ValueError(
+                "remove: heads of nn.MultiheadAttention can go where it has neither add_bias_kv nor add_zero_attn (got "
+                "one with); leave its heads in"
+            )
+        # Anything but True keeps torch's fused encoder layers from running past the module's forward.
+        kind = NarrowAttention if type(module) is nn.MultiheadAttention else type(module)
+        return {"__class__": kind, "num_heads": after, "_qkv_same_embed_dim": False}
     result: dict[str, Any] = {}
     numbers = {name: value for name, value in vars(module).items() if type(value) is int}
     for name, value in numbers.items():

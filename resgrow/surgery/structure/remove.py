@@ -39,9 +39,16 @@ def mask(model: nn.Module, groups: Sequence[Group], gone: Mapping[int, Tensor]) 
 
 
 def remove(edit: Edit, groups: Sequence[Group], gone: Mapping[int, Tensor]) -> None:
-    """Take the units out, and tell the layers and the modules that split them into heads."""
-    edit.reindex(without(edit.model, groups, gone))
+    """Take the units out, and tell the layers and the modules that split them into heads.
+
+    Raises:
+        ValueError: a module of heads that cannot have fewer; nothing has been changed then.
+    """
+    modules = []
     for number, units in gone.items():
         for path in groups[number].split_by:
             module = edit.model.get_submodule(path)
-            edit.set_attributes(module, adapted(module, groups[number].size, int((~units).sum())))
+            modules.append((module, adapted(module, groups[number].size, int((~units).sum()))))
+    edit.reindex(without(edit.model, groups, gone))
+    for module, values in modules:
+        edit.set_attributes(module, values)
