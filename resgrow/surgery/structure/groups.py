@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from resgrow.surgery.structure.atoms import PINNED
 from resgrow.surgery.structure.call import Call
+from resgrow.surgery.structure.heads import adapted
 from resgrow.surgery.structure.rules import find_rule
 from resgrow.surgery.structure.trace import Traced, traced
 from resgrow.surgery.structure.values import Labels, Tracker, Value
@@ -53,7 +54,7 @@ class Structure:
 
     Attributes:
         groups: in forward order of what makes them.
-        unknown: operations without a rule: everything that reaches them stays.
+        unknown: operations without a rule and modules without a form with fewer heads: what reaches them stays.
     """
 
     groups: list[Group]
@@ -65,7 +66,16 @@ def structure(model: nn.Module, inputs: Sequence[Tensor], op: str) -> Structure:
     graph = traced(model, inputs, op)
     walk = _Walk(graph)
     walk.run()
-    return Structure(walk.groups(), sorted(walk.unknown))
+    result = Structure([], sorted(walk.unknown))
+    for group in walk.groups():
+        try:
+            for path in group.split_by:
+                adapted(model.get_submodule(path), group.size, group.size)
+        except ValueError as error:
+            result.unknown.append(str(error))
+        else:
+            result.groups.append(group)
+    return result
 
 
 class _Walk:
