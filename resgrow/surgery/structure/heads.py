@@ -23,7 +23,8 @@ def adapted(module: nn.Module, before: int, after: int) -> dict[str, Any]:
     if isinstance(module, nn.MultiheadAttention):
         if module.bias_k is not None or module.add_zero_attn:
             raise ValueError(
-                "nn.MultiheadAttention can lose heads where it has neither add_bias_kv nor add_zero_attn (got one of them)"
+                "nn.MultiheadAttention can lose heads where it has neither add_bias_kv nor add_zero_attn (got one of "
+                "them)"
             )
         # Anything but True keeps torch's fused encoder layers from running past the module's forward.
         kind = NarrowAttention if type(module) is nn.MultiheadAttention else type(module)
