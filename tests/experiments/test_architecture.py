@@ -115,18 +115,25 @@ def test_coefficients(data, tmp_path, monkeypatch):
 
 def test_classes(data, tmp_path, monkeypatch):
     monkeypatch.setattr(classes, "make_config", lambda *_, seed, epochs, **__: config(seed=seed, epochs=epochs))
-    main(["classes", "--work", str(tmp_path), "--seeds", "0", "--epochs", "1"])
-    (run,) = lines_of(tmp_path / "classes.jsonl")
-    assert run["neurons"] == sum(run["widths"])
-    assert (run["classes"], run["seed"]) == (2, 0)
+    monkeypatch.setattr(classes, "PRICES", (1e-3, 5e-2))
+    main(["classes", "--work", str(tmp_path), "--seeds", "0", "--epochs", "6"])
+    cheap, dear = lines_of(tmp_path / "classes.jsonl")
+    assert dear["neurons"] == sum(dear["widths"]) < cheap["neurons"]
+    assert [(run["classes"], run["gates"]) for run in (cheap, dear)] == [(2, 1e-3), (2, 5e-2)]
 
 
 def test_rank_correlation_of_classes_and_widths():
     def runs(seed, widths):
-        return [{"seed": seed, "classes": 2 + i, "widths": [1, 1, width]} for i, width in enumerate(widths)]
+        return [
+            {"seed": seed, "classes": 2 + i, "widths": [1, 1, width], "gates": 0.1, "accuracy": 0.5}
+            for i, width in enumerate(widths)
+        ]
 
-    found = classes.rank_correlations([*runs(0, [3, 5, 9]), *runs(1, [9, 5, 3]), *runs(2, [1, 2])], 2)
-    assert found == {0: pytest.approx(1), 1: pytest.approx(-1)}
+    up, down = runs(0, [3, 5, 9, 10]), runs(1, [9, 5, 3, 2])
+    assert classes.rank_correlation(up, 2) == pytest.approx(1)
+    assert classes.rank_correlation(down, 2) == pytest.approx(-1)
+    assert classes.rank_correlation(up + runs(1, [8, 9, 2, 30]), 2) == pytest.approx(3 / 22.5**0.5)  # 5.5, 7, 5.5, 20
+    assert "by seed 1.00, -1.00; of the means" in classes.tell(up + down)
 
 
 def test_depth(data, tmp_path, monkeypatch):

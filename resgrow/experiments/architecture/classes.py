@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -23,18 +25,19 @@ from resgrow.experiments.architecture.part import with_classes
 from resgrow.experiments.architecture.runs import Result, Runs
 from resgrow.experiments.config import FitConfig, make_config
 from resgrow.experiments.models import as_network, build_model
-from resgrow.report.style import DENSE, SIZED
+from resgrow.report.style import SIZED, UNDONE
 from resgrow.surgery import swap_activations
 
 IMAGES = 10_000
 CLASSES = tuple(range(2, 11))
-GATES = 4e-3
+# A low price of a neuron leaves room for differences; at a high one all networks are small.
+PRICES = (1e-3, 4e-3)
 _ACTIVATIONS = ("2", "5", "8")
 
 
-def learn_widths(config: FitConfig, data: Dataset) -> dict[str, Any]:
+def learn_widths(price: float, config: FitConfig, data: Dataset) -> dict[str, Any]:
     gated = as_network(swap_activations(build_model(config, data), data.train_x[:1], learn="width"))
-    found = learn(gated, data, config, GATES)
+    found = learn(gated, data, config, price)
     widths = [found.gates.widths()[name] for name in _ACTIVATIONS]
     return {"widths": widths, "neurons": sum(widths), "accuracy": accuracy(found.small, data)}
 
@@ -43,45 +46,56 @@ def run(runs: Runs, settings: Settings) -> None:
     whole = resgrow.data.load("mnist", settings.data_dir, False)
     for seed in settings.seeds:
         config = make_config("mnist", "lenet5", budget="params=1", epochs=settings.epochs, lr=1e-3, seed=seed)
-        for classes in CLASSES[: len(whole.classes) - 1]:
+        for price, classes in product(PRICES, CLASSES[: len(whole.classes) - 1]):
             data = with_classes(whole, range(classes), min(IMAGES, len(whole.train_y) // len(whole.classes) * classes))
-            known = {"classes": classes, "seed": seed, "epochs": settings.epochs, "gates": GATES}
-            runs.make(known, partial(learn_widths, config, data))
+            known = {"classes": classes, "seed": seed, "epochs": settings.epochs, "gates": price}
+            runs.make(known, partial(learn_widths, price, config, data))
 
 
-def rank_correlations(results: Sequence[Result], layer: int) -> dict[int, float]:
-    """Spearman's, of classes with open neurons of the layer, for each seed with three or more runs."""
-    found = {}
-    for seed in sorted({run["seed"] for run in results}):
-        runs = [run for run in results if run["seed"] == seed]
-        if len(runs) > 2:
-            found[seed] = float(spearmanr([r["classes"] for r in runs], [r["widths"][layer] for r in runs]).statistic)
-    return found
+def rank_correlation(runs: Sequence[Result], layer: int) -> float:
+    """Spearman's, of classes with the layer's open neurons; means over seeds, where there are several."""
+    classes = sorted({run["classes"] for run in runs})
+    widths = [fmean(run["widths"][layer] for run in runs if run["classes"] == count) for count in classes]
+    return float(spearmanr(classes, widths).statistic)
+
+
+def _by_price(results: Sequence[Result]) -> dict[float, list[Result]]:
+    prices = sorted({run["gates"] for run in results})
+    return {price: [run for run in results if run["gates"] == price] for price in prices}
+
+
+def _by_seed(runs: Sequence[Result]) -> list[list[Result]]:
+    seeds = sorted({run["seed"] for run in runs})
+    return [sorted((run for run in runs if run["seed"] == seed), key=lambda run: run["classes"]) for seed in seeds]
 
 
 def tell(results: Sequence[Result]) -> str:
-    rows = []
-    for classes in CLASSES:
-        runs = [run for run in results if run["classes"] == classes]
-        if runs:
-            widths = [spread([run["widths"][layer] for run in runs], ".1f") for layer in range(3)]
-            error = spread([100 - 100 * run["accuracy"] for run in runs])
-            rows.append((classes, len(runs), *widths, error))
-    head = ("classes", "seeds", "first layer", "second layer", "third layer", "error (%)")
-    third = ", ".join(f"{value:.2f}" for value in rank_correlations(results, 2).values())
-    return f"{table(head, rows)}\n\nSpearman's rank correlation of classes and third-layer neurons, each seed: {third}."
+    rows, said = [], []
+    for price, runs in _by_price(results).items():
+        for classes in CLASSES:
+            group = [run for run in runs if run["classes"] == classes]
+            if group:
+                widths = [spread([run["widths"][layer] for run in group], ".1f") for layer in range(3)]
+                error = spread([100 - 100 * run["accuracy"] for run in group])
+                rows.append((f"{price:g}", classes, len(group), *widths, error))
+        each = ", ".join(f"{rank_correlation(own, 2):.2f}" for own in _by_seed(runs) if len(own) > 2)
+        said.append(f"l3 = {price:g}: by seed {each}; of the means {rank_correlation(runs, 2):.2f}.")
+    head = ("l3", "classes", "seeds", "first layer", "second layer", "third layer", "error (%)")
+    about = "Spearman's rank correlation of classes and third-layer neurons, "
+    return f"{table(head, rows)}\n\n{about}{' '.join(said)}"
 
 
 def draw(figure: Figure, results: Sequence[Result]) -> None:
     left, right = figure.subplots(1, 2)
-    for seed in sorted({run["seed"] for run in results}):
-        runs = [run for run in results if run["seed"] == seed]
-        left.plot([r["classes"] for r in runs], [r["widths"][2] for r in runs], "o-", markersize=3, color=SIZED)
-        right.plot(
-            [r["classes"] for r in runs], [100 - 100 * r["accuracy"] for r in runs], "o-", markersize=3, color=DENSE
-        )
-    left.set(title="third-layer neurons", xlabel="classes")
+    for number, (price, runs) in enumerate(_by_price(results).items()):
+        for i, own in enumerate(_by_seed(runs)):
+            classes, label = [run["classes"] for run in own], f"l3 = {price:g}" if i == 0 else None
+            style: Any = {"marker": "o", "markersize": 3, "linewidth": 1, "color": (SIZED, UNDONE)[number % 2]}
+            left.plot(classes, [run["widths"][2] for run in own], label=label, **style)
+            right.plot(classes, [100 - 100 * run["accuracy"] for run in own], **style)
+    left.set(title="third-layer neurons", xlabel="classes", ylim=(0, None))
     right.set(title="test error (%)", xlabel="classes")
+    left.legend(fontsize=8)
 
 
 EXPERIMENT = Experiment(
