@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resgrow.nn import TriStateReLU, resnet
-from resgrow.surgery import compact, count_params
+from resgrow.surgery import compact, count_params, swap_activations
 from resgrow.surgery.structure import Edit, Group, mask, remove, structure
 
 
@@ -226,9 +226,72 @@ def test_compact_takes_out_what_is_masked(name: str) -> None:
     mask(model, groups, gone)
     found = compact(model, X)
     assert type(found) is type(model)
-    if name not in ("package's", "gated"):  # these go by another way, which leaves streams as they are
-        assert count_params(found) == count_params(small)
+    assert count_params(found) == count_params(small)
     torch.testing.assert_close(outputs(found), outputs(model), rtol=1e-11, atol=1e-12)
+
+
+def test_closed_channels_of_a_residual_stream_go() -> None:
+    """A block's output may change where its gate is closed: every reader is behind the gate."""
+    model = swap_activations(made("package's"), X).eval()
+    gates = [module for module in model.modules() if isinstance(module, TriStateReLU)]
+    with torch.no_grad():
+        for gate in {id(gate.w): gate.w for gate in gates}.values():
+            gate[::2] = 0.1
+    small = compact(model, X)
+    torch.testing.assert_close(outputs(small), outputs(model), rtol=1e-11, atol=1e-12)
+    assert {module.num_channels for module in small.modules() if isinstance(module, TriStateReLU)} == {4, 8, 16}
+    assert count_params(small) < 0.3 * count_params(model)
+
+
+class Constant(nn.Module):
+    """A constant through a sum, a concatenation and a linear layer behind a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.mixed, self.head = nn.Conv2d(8, 6, 3, bias=False), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        x = self.mixed(torch.cat([F.gelu(a + b), a.sigmoid()], 1))
+        return self.head(F.silu(x).mean((2, 3)))
+
+
+def test_constants_move_into_biases_on_every_way() -> None:
+    torch.manual_seed(0)
+    model = Constant().double().eval()
+    with torch.no_grad():
+        for layer in (model.a, model.b):
+            layer.weight[1] = 0
+        model.a.weight[2] = 0  # the sum still changes
+        model.mixed.weight[4] = 0
+    small = compact(model, X)
+    assert (small.a.out_channels, small.b.out_channels) == (3, 3)
+    assert (small.mixed.in_channels, small.mixed.out_channels) == (6, 5)
+    assert small.mixed.bias is not None
+    torch.testing.assert_close(outputs(small), outputs(model), rtol=1e-12, atol=1e-13)
+
+
+def test_a_layer_called_twice_takes_over_what_both_calls_read() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.again, self.out = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.again(self.again(self.first(x)).relu()))
+
+    torch.manual_seed(0)
+    model, x = Twice().double(), torch.randn(5, 3, dtype=torch.float64)
+    with torch.no_grad():
+        model.first.weight[1] = model.again.weight[1] = 0
+        model.first.bias[1], model.again.bias[1] = 0.5, 0.7  # other constants in the two calls
+    assert compact(model, x).first.out_features == 4
+    with torch.no_grad():
+        model.first.bias[1] = 0.7
+    small = compact(model, x)
+    assert small.first.out_features == 3
+    torch.testing.assert_close(outputs(small, x), outputs(model, x), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(

@@ -153,9 +153,7 @@ class Study:
 def inner_widths(model: nn.Module) -> dict[str, str]:
     """What `swap_activations` is to learn: the width between the two convolutions of each block, and nothing else.
 
-    A channel of the residual stream could close, but `compact` removes channels inside blocks only: it would cost
-    accuracy and save nothing. Depth gates there earn nothing either: the second convolution is padded, so the two would
-    not merge exactly.
+    The channels that `prune` can remove from these networks: gates and magnitude are to choose among the same ones.
     """
     relus = {name: "neither" for name, module in model.named_modules() if isinstance(module, nn.ReLU)}
     return relus | {f"{name}.act1": "width" for name in _blocks(model)}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
 
 from resgrow.surgery.structure.values import Value
 
@@ -47,3 +51,31 @@ def _flat(arguments: Any) -> Any:
             yield each
         elif isinstance(each, list | tuple):
             yield from _flat(each)
+
+
+def described_call(node: Node, value: Callable[[Node], Any]) -> Call:
+    """What a node does, with ``value`` in the place of every node among its arguments."""
+    schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema else []
+    names += [f"argument {i}" for i in range(len(names), len(node.args))]
+    arguments = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(next(reversed(stack.values()), ("",))[0]) if stack else ""
+    inside = path.removeprefix("L['self']").lstrip(".")
+    filled = {name: _filled(argument, value) for name, argument in arguments.items()}
+    return Call(node.target, filled, tuple(shapes(node)), inside)
+
+
+def shapes(node: Node) -> list[tuple[int, ...]]:
+    """Of a node's tensors."""
+    value = node.meta.get("val")
+    parts = value if isinstance(value, list | tuple) else [value]
+    return [tuple(int(size) for size in part.shape) for part in parts if isinstance(part, Tensor)]
+
+
+def _filled(argument: Any, value: Callable[[Node], Any]) -> Any:
+    if isinstance(argument, Node):
+        return value(argument)
+    if isinstance(argument, list | tuple):
+        return [_filled(each, value) for each in argument]
+    return argument

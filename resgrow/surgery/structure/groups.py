@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from resgrow.surgery.structure.atoms import PINNED
-from resgrow.surgery.structure.call import Call
+from resgrow.surgery.structure.call import Call, described_call, shapes
 from resgrow.surgery.structure.heads import adapted
 from resgrow.surgery.structure.rules import find_rule
 from resgrow.surgery.structure.trace import Traced, traced
@@ -63,7 +63,11 @@ class Structure:
 
 def structure(model: nn.Module, inputs: Sequence[Tensor], op: str) -> Structure:
     """All units of the model that can be removed without touching anything outside them."""
-    graph = traced(model, inputs, op)
+    return structure_of(model, traced(model, inputs, op))
+
+
+def structure_of(model: nn.Module, graph: Traced) -> Structure:
+    """The same of a model that has been traced."""
     walk = _Walk(graph)
     walk.run()
     result = Structure([], sorted(walk.unknown))
@@ -91,7 +95,7 @@ class _Walk:
     def run(self) -> None:
         for node in self.graph.nodes:
             if node.op == "placeholder":
-                self.values[node] = Value(_shapes(node)[0]) if _shapes(node) else None
+                self.values[node] = Value(shapes(node)[0]) if shapes(node) else None
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
         for node in self.graph.outputs:
@@ -104,7 +108,7 @@ class _Walk:
         if name is None:
             return self.values.get(node)
         if name not in self.known:
-            shape = _shapes(node)[0]
+            shape = shapes(node)[0]
             parts = []
             # Tables of whole numbers are looked up in, or are such indices themselves.
             labelled = node.meta["val"].is_floating_point()
@@ -121,7 +125,7 @@ class _Walk:
             assert isinstance(number, int)
             values = self._value(source)
             return values[number] if isinstance(values, list) else values
-        call = self._described(node)
+        call = described_call(node, self._value)
         if not call.values():
             return _unlabelled(call)
         rule = find_rule(node.target)
@@ -132,24 +136,6 @@ class _Walk:
                 self.track.pin_value(value, f"no rule for {node.target}")
             return _unlabelled(call)
         return rule(self.track, call)
-
-    def _described(self, node: Node) -> Call:
-        schema = getattr(node.target, "_schema", None)
-        names = [argument.name for argument in schema.arguments] if schema else []
-        names += [f"argument {i}" for i in range(len(names), len(node.args))]
-        arguments = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        values = {key: self._filled(argument) for key, argument in arguments.items()}
-        stack = node.meta.get("nn_module_stack") or {}
-        path = next(reversed(stack.values()), ("",))[0] if stack else ""
-        inside = str(path).removeprefix("L['self']").lstrip(".")
-        return Call(node.target, values, tuple(_shapes(node)), inside)
-
-    def _filled(self, argument: Any) -> Any:
-        if isinstance(argument, Node):
-            return self._value(argument)
-        if isinstance(argument, list | tuple):
-            return [self._filled(each) for each in argument]
-        return argument
 
     def groups(self) -> list[Group]:
         classes = self.track.atoms.classes()
@@ -185,9 +171,3 @@ def _leaves(value: Any) -> list[Value]:
     if isinstance(value, Value):
         return [value]
     return [leaf for part in value or () for leaf in _leaves(part)] if isinstance(value, list) else []
-
-
-def _shapes(node: Node) -> list[tuple[int, ...]]:
-    value = node.meta.get("val")
-    parts = value if isinstance(value, list | tuple) else [value]
-    return [tuple(int(size) for size in part.shape) for part in parts if isinstance(part, Tensor)]
