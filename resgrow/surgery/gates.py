@@ -15,8 +15,8 @@ def settle_gates(model: nn.Module) -> nn.Module:
     """A copy of the model with plain activations in the place of each `TriStateReLU` that has no closed channels.
 
     ``nn.ReLU`` where the depth gate is closed, ``nn.Identity`` where it is open: the same function, without gates.
-    Layers with closed channels stay; `resgrow.compact` removes those of most networks first. What they shared along a
-    residual stream they have each for themselves then, so that the model can be saved. The model is left alone.
+    Layers with closed channels stay: `resgrow.compact` removes those first. What they shared along a residual stream
+    they have each for themselves then, so that the model can be saved. The model is left alone.
     """
     settled = copy.deepcopy(model)
     if isinstance(settled, TriStateReLU):
