@@ -21,6 +21,7 @@ from resgrow.surgery import (
     swap,
     swap_activations,
     unswap,
+    widen,
 )
 
 __version__ = "0.1.0"
@@ -52,4 +53,5 @@ __all__ = [
     "swap",
     "swap_activations",
     "unswap",
+    "widen",
 ]

@@ -18,6 +18,7 @@ from resgrow.surgery.swap import swap, unswap
 from resgrow.surgery.swap_table import Swap, SwapRow
 from resgrow.surgery.units import Units
 from resgrow.surgery.weight_units import BlockUnits, WeightUnits
+from resgrow.surgery.widen import widen
 
 __all__ = [
     "BlockUnits",
@@ -54,4 +55,5 @@ __all__ = [
     "swap",
     "swap_activations",
     "unswap",
+    "widen",
 ]

@@ -45,3 +45,15 @@ class Atoms:
         one, other = (np.concatenate(side) for side in zip(*self._ties, strict=True))
         graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(self.count, self.count))
         return torch.from_numpy(connected_components(graph, directed=False)[1].astype(np.int64))
+
+    def reasons(self, atoms: Tensor) -> list[str]:
+        """Why these atoms have to stay, if they do; nothing for what is tied to a dimension that is just fixed."""
+        free = Atoms()
+        free.count = self.count
+        for one, other in self._ties:
+            loose = (one != PINNED) & (other != PINNED)
+            free._ties.append((one[loose], other[loose]))
+        classes = free.classes()
+        own = set(classes[atoms].tolist())
+        found = (why for pinned, why in self.pins if own & set(classes[torch.from_numpy(pinned)].tolist()))
+        return list(dict.fromkeys(found))

@@ -72,7 +72,7 @@ class Edit:
 
         def back() -> None:
             parameter.grad = None
-            parameter.data = old
+            _assign(parameter, old)
             parameter.grad = grad
             for state, entries in states:
                 state.clear()
@@ -80,7 +80,7 @@ class Edit:
 
         self._undo.append(back)
         parameter.grad = None
-        parameter.data = new
+        _assign(parameter, new)
         if grad is not None:
             parameter.grad = gathered(grad, dims)
         for state, entries in states:
@@ -92,6 +92,17 @@ class Edit:
         old = module._buffers[name]
         self._undo.append(partial(module._buffers.__setitem__, name, old))
         module._buffers[name] = new
+
+
+def _assign(parameter: nn.Parameter, data: Tensor) -> None:
+    """Data of another shape.
+
+    While a graph is alive, as that of a loss which is still in a variable, torch keeps the node that adds up the
+    parameter's gradient, and the next backward would fail for the shape that the node remembers. Only data of another
+    dtype (or device) makes it forget the node.
+    """
+    parameter.data = data.new_empty(0, dtype=torch.float32 if data.dtype == torch.float16 else torch.float16)
+    parameter.data = data
 
 
 def gathered(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:

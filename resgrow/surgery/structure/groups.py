@@ -82,6 +82,15 @@ def structure_of(model: nn.Module, graph: Traced) -> Structure:
     return result
 
 
+def kept_because(model: nn.Module, inputs: Sequence[Tensor], op: str, name: str, dim: int) -> list[str]:
+    """Why a parameter's dimension is in no group: what pins its indices."""
+    walk = _Walk(traced(model, inputs, op))
+    walk.run()
+    if (name, dim) not in walk.dims:
+        return ["the forward pass does not use it"]
+    return walk.track.atoms.reasons(walk.dims[name, dim]) or ["it has a size that stands in the model's code"]
+
+
 class _Walk:
     def __init__(self, graph: Traced) -> None:
         self.graph = graph
