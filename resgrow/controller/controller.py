@@ -44,11 +44,13 @@ class Controller:
             ctl.step(batch)
 
     Args:
-        model: a model that ``resgrow.curvature`` and, for channels, ``resgrow.compact`` know.
+        model: a model that ``resgrow.curvature`` knows; for channels `nn.Sequential`, `resgrow.nn.ResNet`, or any that
+            ``torch.export`` can follow on example_inputs.
         optimizer: any ``torch.optim`` optimizer with per-element state that holds the model's parameters.
         loss_fn: ``CrossEntropyLoss`` or ``MSELoss``.
         budget: upper limits on parameters and multiply-accumulates.
-        unit: what is removed: "channel" (with everything coupled to it) or single "weight".
+        unit: what is removed: "channel" (with everything coupled to it; heads and neurons too, see
+            ``resgrow.surgery.make_units``) or single "weight".
         deadline: number of steps by which the budget must be met. Moves then keep at least the pace that needs,
             even where the loss objects. Without one the loss alone decides how fast.
         every: steps between moves.
@@ -57,7 +59,8 @@ class Controller:
         temperature: of the softmax under which curvature is taken, see ``resgrow.curvature``.
         trust: initial step size, damping and tolerance.
         exclude: parameters or modules to leave alone, see ``resgrow.prune``.
-        example_inputs: a batch for the model; needed for a budget of ``macs``.
+        example_inputs: a batch for the model; needed for a budget of ``macs``, and for channels of models other than
+            `nn.Sequential` and `resgrow.nn.ResNet`.
 
     Attributes:
         history: every move tried, in order.
@@ -65,7 +68,8 @@ class Controller:
 
     Raises:
         ValueError: a budget that cannot be reached, an unknown unit or name in ``exclude``, an optimizer that does
-            not hold the parameters, counts that are not positive. Model and optimizer are as they were.
+            not hold the parameters, counts that are not positive, no example_inputs where they are needed, or a model
+            whose channels ``torch.export`` cannot follow. Model and optimizer are as they were.
     """
 
     def __init__(

@@ -1,74 +1,77 @@
-"""Channels as units: a channel goes from its producer, its norm and its consumers at once."""
+"""Channels as units: a channel goes from its producer, its norm and its consumers at once; so does a head."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from resgrow.surgery.groups import ChannelGroup, Slot, slots
+from resgrow.surgery.structure import Group
 from resgrow.surgery.units import Units, without
 
 
 class ChannelUnits(Units):
-    """Channels with everything coupled to them; one group per `ChannelGroup`, named after its producer.
+    """Channels, neurons or heads with everything coupled to them; one group per `Group`, named after its first place.
 
     A channel covers its row of the producer's weight, its bias, the norm's gain and bias, a tri-state gate, and the
-    consumers' columns. Each group always keeps one channel.
+    consumers' columns; in other models whatever its places say. Each group always keeps one unit.
+
+    Args:
+        groups: their places are parameters of the model, by ``model.named_parameters()``; each index of each dimension
+            belongs to one unit at most.
     """
 
-    def __init__(
-        self, model: nn.Module, groups: Sequence[ChannelGroup], positions: Mapping[str, float] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, groups: Sequence[Group], positions: Mapping[str, float] | None = None) -> None:
         super().__init__(model, positions)
-        self.groups = tuple(group.producer for group in groups)
+        self.groups = tuple(group.places[0].name.removesuffix(".weight") for group in groups)
         self._sizes = [group.size for group in groups]
-        self._slots = [slots(model, group) for group in groups]
-        numbered = [(index, slot) for index, places in enumerate(self._slots) for slot in places]
-        self._rows = {slot.parameter: index for index, slot in numbered if slot.dim == 0}
-        self._columns = {slot.parameter: (index, slot.repeat) for index, slot in numbered if slot.dim == 1}
-        covered = [slot.parameter for _, slot in numbered]
-        self.parameters = tuple(dict.fromkeys(covered))
-        weights = [f"{group.producer}.weight" for group in groups]
-        readers = [f"{reader.name}.weight" for group in groups for reader in group.consumers]
-        self.required = tuple(dict.fromkeys(weights + readers))
+        self._inside = [frozenset(place.name for place in group.places) for group in groups]
+        self._covers = _covers(model, groups)
+        self.parameters = tuple(self._covers)
+        self.required = tuple(name for name, cover in self._covers.items() if len(cover.shape) > 1)
+        self._whole: dict[str, Tensor] = {}
 
     def _sum(self, saliency: Mapping[str, Tensor]) -> list[Tensor]:
-        sums = []
-        for size, places in zip(self._sizes, self._slots, strict=True):
-            parts = [
-                _per_channel(saliency[slot.parameter].detach(), slot, size)
-                for slot in places
-                if slot.parameter in saliency
-            ]
-            sums.append(torch.stack(parts).sum(0))
-        return sums
+        used = [name for name in self._covers if name in saliency]
+        exact = any(saliency[name].dtype == torch.float64 for name in used)
+        sums = self._zeros()
+        for name in used:
+            cover = self._covers[name]
+            cover.add_sums(cover.table(saliency[name].detach()), sums)
+        return self._split(sums if exact else sums.float())
 
     def costs(self, masks: Mapping[str, Tensor] | None = None, by: str = "params") -> list[Tensor]:
-        tables = {name: self._table(name, masks, by) for name in self.parameters}
-        return [torch.stack([tables[slot.parameter].along(slot) for slot in places]).sum(0) for places in self._slots]
+        if not masks:
+            return self._split(self._whole_costs(by).clone())
+        costs = self._zeros()
+        for name, cover in self._covers.items():
+            part = torch.zeros_like(costs)
+            if name in masks:
+                cover.add_sums(cover.table(masks[name].to(costs.device)), part)
+            else:
+                part += cover.sizes(len(part)).to(part.device)
+            costs += part * self._factor(name, by)
+        return self._split(costs)
 
     def live(self, masks: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         return [cost > 0 for cost in self.costs(masks, "params")]
 
     def to_masks(self, keep: Sequence[Tensor]) -> dict[str, Tensor]:
-        masks = {}
-        for name in self.parameters:
-            parameter = self._model.get_parameter(name)
-            masks[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
-        for kept, places in zip(keep, self._slots, strict=True):
-            for slot in places:
-                mask = masks[slot.parameter]
-                shape = [1] * mask.dim()
-                shape[slot.dim] = -1
-                mask &= kept.to(mask.device).repeat_interleave(slot.repeat).view(shape)
-        return masks
+        kept = _with_nobody(keep)
+        return {
+            name: cover.present(kept.to(self._model.get_parameter(name).device)) for name, cover in self._covers.items()
+        }
 
     def total(self, masks: Mapping[str, Tensor] | None = None, by: str = "params") -> float:
-        return sum(float(self._table(name, masks, by).counts.sum()) for name in self.parameters)
+        present = masks or {}
+        return sum(
+            self._factor(name, by) * (int(present[name].sum()) if name in present else prod(cover.shape))
+            for name, cover in self._covers.items()
+        )
 
     def _free(self, price: Tensor, live: Tensor) -> Tensor:
-        """All live channels but the most expensive: without any channel nothing behind the group could learn."""
+        """All live units but the most expensive: without any nothing behind the group could learn."""
         free = live.clone()
         if live.any():
             free[price.masked_fill(~live, -torch.inf).argmax()] = False
@@ -83,53 +86,131 @@ class ChannelUnits(Units):
         masks: Mapping[str, Tensor] | None,
         by: str,
     ) -> Callable[[int], float]:
-        """Exact: where a layer loses rows and columns, their crossings are saved once, not twice."""
-        tables = [self._table(name, masks, by) for name in self.parameters]
-        before = sum(float(table.counts.sum()) for table in tables)
+        """Exact: where units cross, as rows and columns of one weight do, what they share is saved once."""
+        touched = frozenset().union(*(names for names, spare in zip(self._inside, free, strict=True) if spare.any()))
+        parts = []
+        for name in sorted(touched):
+            cover, factor = self._covers[name], self._factor(name, by)
+            mask = (masks or {}).get(name)
+            parts.append((cover, factor, None if mask is None else cover.table(mask.to(order.device))))
 
-        def saved(count: int) -> float:
-            keep = without(live, free, order[:count])
-            return before - sum(table.left(keep) for table in tables)
+        def left(keep: list[Tensor]) -> float:
+            kept = _with_nobody(keep).double()
+            amounts = [cover.left(kept, table) * factor for cover, factor, table in parts]
+            return float(torch.stack(amounts).sum()) if amounts else 0.0
 
-        return saved
+        before = left(live)
+        return lambda count: before - left(without(live, free, order[:count]))
 
-    def _table(self, name: str, masks: Mapping[str, Tensor] | None, by: str) -> "_Table":
-        parameter = self._model.get_parameter(name)
-        rows, columns = self._rows.get(name), self._columns.get(name)
-        mask = None if masks is None else masks.get(name)
-        shape = parameter.shape
-        outer, inner = shape[0], shape[1] if len(shape) > 1 else 1
-        if mask is None:
-            taps = parameter.numel() // (outer * inner)
-            counts = torch.full((outer, inner), float(taps), dtype=torch.float64, device=parameter.device)
-        else:
-            counts = mask.to(parameter.device).reshape(outer, inner, -1).sum(2, dtype=torch.float64)
-        if columns is not None:
-            counts = counts.unflatten(1, (-1, columns[1])).sum(2)
-        return _Table(counts * self._factor(name, by), rows, None if columns is None else columns[0])
+    def _zeros(self) -> Tensor:
+        """One for each unit, and one for what belongs to none."""
+        device = self._model.get_parameter(self.parameters[0]).device
+        return torch.zeros(sum(self._sizes) + 1, dtype=torch.float64, device=device)
+
+    def _split(self, values: Tensor) -> list[Tensor]:
+        return list(values[:-1].split(self._sizes))
+
+    def _whole_costs(self, by: str) -> Tensor:
+        """What each unit costs in the full model: depends on shapes alone, and is asked for group by group."""
+        if by not in self._whole:
+            costs = self._zeros().cpu()
+            for name, cover in self._covers.items():
+                costs += cover.sizes(len(costs)) * self._factor(name, by)
+            self._whole[by] = costs
+        return self._whole[by].to(self._zeros().device)
 
 
 @dataclass(frozen=True)
-class _Table:
-    """Live cost of one parameter by (its row, its input channel) and the groups that these belong to, if any."""
+class _Cover:
+    """What units cover of one parameter of this shape: the dimensions ``dims``, at least one.
 
-    counts: Tensor
-    rows: int | None
-    columns: int | None
+    ``owners``: for each of these, int64 ``(size,)``, the units that its indices belong to; the number after the last
+    unit's stands for nobody. ``crossing``: pairs of positions in ``dims`` with a unit in both, as a layer has that
+    reads and feeds the same residual stream.
+    """
 
-    def along(self, slot: Slot) -> Tensor:
-        return self.counts.sum(1 - slot.dim)
+    shape: tuple[int, ...]
+    dims: tuple[int, ...]
+    owners: tuple[Tensor, ...]
+    crossing: frozenset[tuple[int, int]]
 
-    def left(self, keep: Sequence[Tensor]) -> float:
-        counts = self.counts
-        if self.rows is not None:
-            counts = counts[keep[self.rows]]
-        if self.columns is not None:
-            counts = counts[:, keep[self.columns]]
-        return float(counts.sum())
+    def table(self, x: Tensor) -> Tensor:
+        """Sums of a tensor of the parameter's shape over all other dimensions: float64, with ``dims`` left."""
+        rest = [dim for dim in range(x.dim()) if dim not in self.dims]
+        return x.sum(rest, dtype=torch.float64) if rest else x.double()
+
+    def add_sums(self, table: Tensor, sums: Tensor) -> None:
+        """Adds to ``sums``, one number for each unit and one for nobody, what units have in a table.
+
+        Elements in several dimensions of a unit are added once.
+        """
+        for at, owner in enumerate(self.owners):
+            own = table
+            for before in range(at):
+                if (before, at) in self.crossing:
+                    own = own.masked_fill(self._along(self.owners[before], before) == self._along(owner, at), 0)
+            others = [dim for dim in range(own.dim()) if dim != at]
+            sums.index_add_(0, owner.to(sums.device), own.sum(others) if others else own)
+
+    def sizes(self, count: int) -> Tensor:
+        """`add_sums` of a table of ones, in closed form: float64 ``(count,)``, on the CPU."""
+        spared = torch.ones(count, dtype=torch.float64)
+        for owner in self.owners:
+            spared *= len(owner) - torch.bincount(owner, minlength=count)
+        whole = prod(self.shape[dim] for dim in self.dims)
+        return (whole - spared) * (prod(self.shape) // whole)
+
+    def left(self, kept: Tensor, table: Tensor | None) -> Tensor:
+        """What is left of a table, or of all elements, with these units (0. or 1., ``(units + 1,)``): a scalar."""
+        there = [kept[owner.to(kept.device)] for owner in self.owners]
+        if table is None:
+            taps = prod(self.shape) // prod(self.shape[dim] for dim in self.dims)
+            return torch.stack([each.sum() for each in there]).prod() * taps
+        for each in reversed(there):
+            table = table @ each
+        return table
+
+    def present(self, kept: Tensor) -> Tensor:
+        """A bool mask of the parameter's shape: the elements all of whose units are kept."""
+        mask = torch.ones(self.shape, dtype=torch.bool, device=kept.device)
+        for dim, owner in zip(self.dims, self.owners, strict=True):
+            shape = [1] * len(self.shape)
+            shape[dim] = -1
+            mask &= kept[owner.to(kept.device)].view(shape)
+        return mask
+
+    def _along(self, owner: Tensor, at: int) -> Tensor:
+        return owner.view([-1 if position == at else 1 for position in range(len(self.dims))])
 
 
-def _per_channel(x: Tensor, slot: Slot, size: int) -> Tensor:
-    """Sums of ``x`` over everything but the slot's dimension: ``(size,)``, half precision to float32."""
-    x = x if x.dtype == torch.float64 else x.float()
-    return x.movedim(slot.dim, 0).reshape(size, -1).sum(1)
+def _covers(model: nn.Module, groups: Sequence[Group]) -> dict[str, _Cover]:
+    """By parameter, in the order in which groups name them. Units are numbered through all groups."""
+    nobody = sum(group.size for group in groups)
+    found: dict[str, dict[int, Tensor]] = {}
+    first = 0
+    for group in groups:
+        numbers = torch.arange(first, first + group.size)
+        for place in group.places:
+            dims = found.setdefault(place.name, {})
+            size = model.get_parameter(place.name).shape[place.dim]
+            owner = dims.setdefault(place.dim, torch.full((size,), nobody))
+            owner[place.index] = numbers[:, None].expand_as(place.index)
+        first += group.size
+    return {name: _cover(tuple(model.get_parameter(name).shape), dims, nobody) for name, dims in found.items()}
+
+
+def _cover(shape: tuple[int, ...], found: dict[int, Tensor], nobody: int) -> _Cover:
+    dims = tuple(sorted(found))
+    owners = tuple(found[dim] for dim in dims)
+    crossing = {
+        (one, other)
+        for other in range(len(dims))
+        for one in range(other)
+        if bool(torch.isin(owners[one][owners[one] != nobody], owners[other]).any())
+    }
+    return _Cover(shape, dims, owners, frozenset(crossing))
+
+
+def _with_nobody(keep: Sequence[Tensor]) -> Tensor:
+    """One bool for each unit, and one for nobody, whose indices stay."""
+    return torch.cat([*keep, torch.ones(1, dtype=torch.bool, device=keep[0].device)])

@@ -2,15 +2,19 @@
 
 A group's channels are made by one layer, pass per-channel layers, and are read by one or more others, so a channel
 can only go from all of them at once. Groups are found by an explicit walk over `nn.Sequential` (also nested) and the
-project's residual networks; everything downstream sees `ChannelGroup` only.
+project's residual networks, which needs no example inputs, or else by following the model's operations. Units see
+both as `Group`, see `coupled`.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from resgrow.nn import BasicBlock, ResNet, TriStateReLU
+from resgrow.surgery.forward import Inputs, as_inputs
+from resgrow.surgery.structure import Group, Place, structure
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,6 @@ class ChannelGroup:
     size: int
     followers: tuple[str, ...]
     consumers: tuple[Consumer, ...]
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where a group's channels lie in one parameter: along ``dim``, ``repeat`` entries each."""
-
-    parameter: str
-    dim: int
-    repeat: int
 
 
 def walkable(model: nn.Module) -> bool:
@@ -73,14 +68,59 @@ def channel_groups(model: nn.Module, op: str) -> list[ChannelGroup]:
     return list(_walk("", model))
 
 
-def slots(model: nn.Module, group: ChannelGroup) -> list[Slot]:
+def coupled(model: nn.Module, example_inputs: Inputs | None, op: str) -> list[Group]:
+    """Groups of removable units of any model, with parameters as their only places, by ``model.named_parameters()``.
+
+    Args:
+        model: one that `channel_groups` knows, or any that ``torch.export`` can follow on example_inputs.
+        example_inputs: a batch for the model; not used for models of the first kind.
+        op: name of the calling operation, for messages.
+
+    Raises:
+        ValueError: no example_inputs for a model of the second kind, or ``torch.export`` cannot follow it; two layers
+            of a model of the first kind share a parameter.
+        TypeError: example_inputs are not tensors.
+    """
+    if walkable(model):
+        return [_as_group(model, group) for group in channel_groups(model, op)]
+    if example_inputs is None:
+        raise ValueError(
+            f"{op}: channels of other models than nn.Sequential and resgrow.nn.ResNet are found by following their "
+            f"operations, which needs example_inputs (got none for {type(model).__name__}); pass one batch of inputs, "
+            "or choose block=(1, 1) or (bo, bi)"
+        )
+    return _of_parameters(model, structure(model, as_inputs(example_inputs, op), op).groups)
+
+
+def _as_group(model: nn.Module, group: ChannelGroup) -> Group:
     """Every parameter the group's channels lie in; the producer's weight comes first."""
-    found = [Slot(f"{group.producer}.weight", 0, 1)]
+    channels = torch.arange(group.size)[:, None]
+    found = [Place(f"{group.producer}.weight", 0, channels, False)]
     own = [(group.producer, ("bias",)), *((name, ("weight", "bias", "w")) for name in group.followers)]
     for name, attributes in own:
         parameters = dict(model.get_submodule(name).named_parameters(recurse=False))
-        found += [Slot(f"{name}.{attribute}", 0, 1) for attribute in attributes if attribute in parameters]
-    return found + [Slot(f"{reader.name}.weight", 1, reader.repeat) for reader in group.consumers]
+        found += [
+            Place(f"{name}.{attribute}", 0, channels, False) for attribute in attributes if attribute in parameters
+        ]
+    for reader in group.consumers:
+        columns = channels * reader.repeat + torch.arange(reader.repeat)
+        found.append(Place(f"{reader.name}.weight", 1, columns, True))
+    return Group(tuple(found))
+
+
+def _of_parameters(model: nn.Module, groups: Sequence[Group]) -> list[Group]:
+    """The groups that can lose units, without buffers.
+
+    Shared parameters go by the name that ``model.named_parameters()`` has for them. A group of one unit keeps it.
+    """
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
+    result = []
+    for group in groups:
+        places = [replace(place, name=names[place.name]) for place in group.places if place.name in names]
+        if places and group.size > 1:
+            result.append(Group(tuple(places), group.split_by))
+    return result
 
 
 def _refuse_shared_parameters(model: nn.Module, op: str) -> None:

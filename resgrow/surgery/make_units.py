@@ -8,7 +8,8 @@ from torch import nn
 from resgrow.surgery.channel_units import ChannelUnits
 from resgrow.surgery.count import layer_positions
 from resgrow.surgery.forward import Inputs
-from resgrow.surgery.groups import channel_groups
+from resgrow.surgery.groups import coupled
+from resgrow.surgery.structure import Group
 from resgrow.surgery.units import Units
 from resgrow.surgery.weight_units import BlockUnits, WeightUnits
 
@@ -24,25 +25,35 @@ def make_units(
     """The units a model can lose.
 
     Args:
-        model: any module for weights and blocks; `nn.Sequential` or `resgrow.nn.ResNet` for channels.
+        model: any module. For channels `nn.Sequential`, `resgrow.nn.ResNet` (those inside its blocks), or any model
+            that ``torch.export`` can follow on example_inputs.
         block: (1, 1) for single weights, (bo, bi) for blocks of output by input channels, "channel" for channels.
-            Weights and blocks are those of all Conv2d and Linear layers.
+            Weights and blocks are those of all Conv2d and Linear layers. Channels are whatever can be removed in one
+            piece: of models that are followed also those of residual streams and concatenations, neurons, whole
+            groups of grouped convolutions, and attention heads.
         exclude: names of parameters or modules, or fnmatch patterns of either; a module stands for all in it.
-            Excluded weights and blocks stay; of an excluded layer the output channels stay, while its inputs follow
-            what the layers before it lose.
-        example_inputs: needed for costs in MACs only; the model is run once in evaluation mode.
+            Excluded weights and blocks stay; of an excluded layer the output channels stay, with all that is coupled
+            to them, while its inputs follow what the layers before it lose. A norm or a bias by itself keeps no
+            channel.
+        example_inputs: a tensor or the sequence of the model's arguments; the model is run on it in evaluation mode.
+            Needed for costs in MACs, and for channels of models other than `nn.Sequential` and `resgrow.nn.ResNet`.
+            MACs are those of Conv2d and Linear layers that are called as modules; other parameters count 0, such as
+            those of transposed convolutions, of `nn.MultiheadAttention` and of any weight that the model's own code
+            multiplies with.
 
     Raises:
-        ValueError: a bad block, an exclude that matches nothing, nothing left to remove, bad example_inputs.
-        TypeError: a model whose channels are not known, exclude is one string.
+        ValueError: a bad block, an exclude that matches nothing, nothing left to remove, bad example_inputs, channels
+            of a model that needs example_inputs without them, ``torch.export`` cannot follow the model.
+        TypeError: exclude is one string, example_inputs or the model's output on them are not tensors.
     """
     _check_block(block)
     excluded = _excluded(model, exclude)
-    groups = []
-    names = []
+    positions = None if example_inputs is None else layer_positions(model, example_inputs)
+    groups: list[Group] = []
+    names: list[str] = []
     if block == "channel":
-        found = channel_groups(model, "make_units")
-        groups = [group for group in found if f"{group.producer}.weight" not in excluded]
+        found = coupled(model, example_inputs, "make_units")
+        groups = [group for group in found if not _producers(model, group) & excluded]
     else:
         names = [name for name in _candidates(model) if name not in excluded]
     if not groups and not names:
@@ -50,12 +61,17 @@ def make_units(
             f"make_units: nothing is left to remove with block={block!r} (got exclude={list(exclude)}); exclude less, "
             "or choose other units"
         )
-    positions = None if example_inputs is None else layer_positions(model, example_inputs)
     if block == "channel":
         return ChannelUnits(model, groups, positions)
     if tuple(block) == (1, 1):
         return WeightUnits(model, names, positions)
     return BlockUnits(model, names, (int(block[0]), int(block[1])), positions)
+
+
+def _producers(model: nn.Module, group: Group) -> set[str]:
+    """Names of the weights that make the group's units: not those that read them, and neither biases nor norms."""
+    made = {place.name for place in group.places if not place.read}
+    return {name for name in made if model.get_parameter(name).dim() > 1}
 
 
 def _check_block(block: Block) -> None:

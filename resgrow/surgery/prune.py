@@ -33,16 +33,18 @@ def prune(
         scores: ``{parameter name: tensor of its shape}``, as from `resgrow.saliency`; all candidate weights must be
             there. For channels, scores of biases and norms count where they are given.
         sparsity: share of the candidates' cost to remove, in [0, 1): of their parameters, or of the
-            multiply-accumulates spent on them. For weights and blocks the candidates are
+            multiply-accumulates that `make_units` counts for them. For weights and blocks the candidates are
             the Conv2d and Linear weights that are not excluded; for channels all that the channels cover. The smallest
             number of units that reaches the share goes.
-        block: (1, 1) for single weights, (bo, bi) for blocks, "channel" for channels with all that is coupled.
+        block: (1, 1) for single weights, (bo, bi) for blocks, "channel" for channels with all that is coupled (also
+            attention heads and neurons, see `make_units`).
         scope: "global" ranks all units together; "layer" removes the share from each weight (or set of coupled
             channels) by itself, all channels but one at most.
         exclude: names or fnmatch patterns of parameters or modules to leave alone, see `make_units`.
         cost: "params", or "macs" (multiply-accumulates per sample): weights that are used at many positions then go
             sooner.
-        example_inputs: a batch for the model, needed for "macs" only; it is run once in evaluation mode.
+        example_inputs: a batch for the model, which is run on it in evaluation mode. Needed for "macs", and for
+            channels of models other than `nn.Sequential` and `resgrow.nn.ResNet`: any that ``torch.export`` can follow.
         compensate: correct the surviving weights by ``scores.compensation`` where the scores have one; False leaves
             them as they are. Biases are not corrected.
 
@@ -50,10 +52,10 @@ def prune(
         The masks, applied; attach them to the optimizer before training goes on.
 
     Raises:
-        ValueError: sparsity, scope, block or cost out of range, no or bad example_inputs for "macs", unknown names in
-            exclude or scores, missing scores, wrong shapes, NaN, more sparsity than keeps one channel of each group,
-            corrected weights that are not finite.
-        TypeError: wrong types, or a model whose channels are not known.
+        ValueError: sparsity, scope, block or cost out of range, no or bad example_inputs where they are needed, a model
+            that ``torch.export`` cannot follow, unknown names in exclude or scores, missing scores, wrong shapes, NaN,
+            more sparsity than keeps one channel of each group, corrected weights that are not finite.
+        TypeError: wrong types.
     """
     if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
         raise ValueError(f"prune: sparsity must be a number in [0, 1) (got {sparsity!r}); 0.9 removes 90 %")
@@ -63,7 +65,7 @@ def prune(
         raise ValueError(f"prune: cost must be 'params' or 'macs' (got {cost!r})")
     if cost == "macs" and example_inputs is None:
         raise ValueError("prune: cost='macs' needs example_inputs (got none); pass one batch of inputs")
-    units = make_units(model, block, exclude, example_inputs if cost == "macs" else None)
+    units = make_units(model, block, exclude, example_inputs if cost == "macs" or block == "channel" else None)
     summed = units.scores(scores)
     if scope == "global":
         keep = units.select(summed, round(sparsity * units.total(by=cost)), by=cost)

@@ -33,6 +33,11 @@ class Units(ABC):
     def __init__(self, model: nn.Module, positions: Mapping[str, float] | None) -> None:
         self._model = model
         self._positions = positions
+        names: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        # A parameter that layers share costs what it costs in each of them.
+        self._names = {name: alike for alike in names.values() for name in alike}
 
     def scores(self, saliency: Mapping[str, Tensor]) -> list[Tensor]:
         """Sum of the saliency over each unit.
@@ -131,12 +136,14 @@ class Units(ABC):
         live = self.live(masks)
         check_scores(scores, live)
         costs = self.costs(masks, by)
-        free, prices = [], []
+        free, prices = [], [torch.empty(0, dtype=torch.float64, device=live[0].device)]
         for index, (score, cost, there) in enumerate(zip(scores, costs, live, strict=True)):
-            price = score.double() / cost.double().clamp_min(_TINY_COST)
-            may_go = groups is None or index in groups
-            free.append(self._free(price, there) if may_go else torch.zeros_like(there))
-            prices.append(price[free[-1]])
+            if groups is not None and index not in groups:
+                free.append(torch.zeros_like(there))
+            else:
+                price = score.double() / cost.double().clamp_min(_TINY_COST)
+                free.append(self._free(price, there))
+                prices.append(price[free[-1]])
         order = torch.sort(torch.cat(prices), stable=True).indices
         return live, free, order, self._saved(live, free, order, costs, masks, by)
 
@@ -166,8 +173,8 @@ class Units(ABC):
             raise ValueError(f"costs: by must be 'params' or 'macs' (got {by!r})")
         if self._positions is None:
             raise ValueError("costs: by='macs' needs output sizes (got none); give make_units example_inputs")
-        module, _, attribute = name.rpartition(".")
-        return self._positions.get(module, 0.0) if attribute == "weight" else 0.0
+        owners = [alias.rpartition(".") for alias in self._names[name]]
+        return sum(self._positions.get(module, 0.0) for module, _, attribute in owners if attribute == "weight")
 
 
 def without(live: list[Tensor], free: list[Tensor], gone: Tensor) -> list[Tensor]:

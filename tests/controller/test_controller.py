@@ -64,6 +64,43 @@ def test_the_budget_is_met_by_the_deadline_and_held(unit):
         assert sum(p.numel() for p in small.parameters()) <= limit
 
 
+class Residual(nn.Module):
+    """A stream that two layers feed; not a model that is known without example inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.outer = nn.Linear(10, 24), nn.Linear(24, 16), nn.Linear(16, 24)
+        self.head = nn.Linear(24, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.head((x + self.outer(F.gelu(self.inner(x)))).relu())
+
+
+@pytest.mark.parametrize("by", ["params", "macs"])
+def test_channels_of_any_model_that_can_be_followed(by):
+    torch.manual_seed(0)
+    model = Residual()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    options = {"every": 5, "samples": 256, "deadline": 60}
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="needs example_inputs"):
+        Controller(model, optimizer, nn.CrossEntropyLoss(), Budget(params=0.3), **options)
+    assert not optimizer.state
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    x = torch.randn(3, 10)
+    ctl = Controller(model, optimizer, nn.CrossEntropyLoss(), Budget(**{by: 0.3}), example_inputs=x, **options)
+    train(model, optimizer, ctl, batches(60))
+    assert ctl.met
+    small = resgrow.compact(model.eval(), x)
+    assert sum(p.numel() for p in small.parameters()) == ctl.cost["params"] == ctl.masks.live_parameters()
+    assert resgrow.surgery.count_macs(small, x) == ctl.cost["macs"]
+    assert small.head.in_features < 24
+    assert small.inner.out_features < 16
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), model(x))
+
+
 def test_macs_are_a_budget_of_their_own():
     model, optimizer, ctl = setup(Budget(macs=0.5), example_inputs=torch.zeros(1, 10), deadline=60)
     train(model, optimizer, ctl, batches(60))
