@@ -1,4 +1,4 @@
-"""Attention of which heads have been removed."""
+"""Attention whose heads surgery has changed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 
 class NarrowAttention(nn.MultiheadAttention):
-    """``nn.MultiheadAttention`` whose heads need not fill the embedding: ``num_heads * head_dim <= embed_dim``.
+    """``nn.MultiheadAttention`` whose heads need not fill the embedding exactly: ``num_heads * head_dim`` is free.
 
     torch's own computes the size of a head from the embedding. Surgery turns a layer into this one in place when it
-    takes heads out of it; it is not made by itself. Arguments and results are those of the parent's ``forward``; the
-    parameters have its names, with fewer rows (``out_proj``: fewer columns).
+    takes heads out of it or adds some; it is not made by itself. Arguments and results are those of the parent's
+    ``forward``; the parameters have its names, with fewer or more rows (``out_proj``: columns).
     """
 
     def forward(
