@@ -169,6 +169,13 @@ def test_any_pattern_of_places(data: st.DataObject) -> None:
     model = nn.Module()
     model.weight = nn.Parameter(torch.randn(shape, dtype=torch.float64))
     units = ChannelUnits(model, groups)
+    for number, group in enumerate(groups):
+        for unit in range(group.size):
+            keep, expected = units.live(), torch.ones(shape, dtype=torch.bool)
+            keep[number][unit] = False
+            for place in group.places:
+                expected.index_fill_(place.dim, place.index[unit], False)
+            assert torch.equal(units.to_masks(keep)["weight"], expected)
     for masks in (None, some_masks(units, 2)):
         check_sums(units, "params", masks)
         check_selection(units, "params", masks, data.draw(st.floats(0.01, 1)))
