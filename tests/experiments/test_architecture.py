@@ -146,6 +146,9 @@ def test_depth(data, tmp_path, monkeypatch):
         assert run["deviation"] <= 1e-12
         assert run["found"] == len(run["widths"]) <= run["layers"]
     assert [run["params"] for run in runs[1::2]] == [784 * 100 + 100 + 10_100 * n + 202 for n in (1, 3)]
+    told = depth.tell(runs + [run | {"epochs": 9, "seed": 1, "found": 2} for run in runs])
+    assert f"| 2 | 3 | 1 | {runs[0]['found']} | {runs[0]['found']}.0 |" in told
+    assert "| 9 | 5 | 1 | 2 | 2.0 |" in told
 
 
 def test_the_network_of_the_depth_experiment_keeps_the_size_of_its_signals(data):

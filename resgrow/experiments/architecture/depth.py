@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import nn
@@ -84,25 +86,28 @@ def run(runs: Runs, settings: Settings) -> None:
                     )
 
 
-def _pick(results: Sequence[Result], what: str, layers: int) -> list[Result]:
-    return [run for run in results if (run["what"], run["layers"]) == (what, layers)]
+def _pick(results: Sequence[Result], what: str, epochs: int, layers: int | None = None) -> list[Result]:
+    found = [run for run in results if (run["what"], run["epochs"]) == (what, epochs)]
+    return [run for run in found if layers in (None, run["layers"])]
+
+
+def _epochs(results: Sequence[Result]) -> list[int]:
+    return sorted({run["epochs"] for run in results})
 
 
 def tell(results: Sequence[Result]) -> str:
     rows = []
-    for layers in DEPTHS:
-        learnt, plain = (_pick(results, what, layers) for what in ("learnt", "plain"))
-        errors = [spread([100 - 100 * r["accuracy"] for r in runs]) if runs else "" for runs in (learnt, plain)]
-        if learnt:
-            found = ", ".join(str(run["found"]) for run in learnt)
-            size = spread([run["params"] for run in learnt], ",.0f")
-            rows.append((layers, len(learnt), found, size, *errors))
+    for epochs in _epochs(results):
+        for layers in DEPTHS:
+            learnt, plain = (_pick(results, what, epochs, layers) for what in ("learnt", "plain"))
+            errors = [spread([100 - 100 * r["accuracy"] for r in runs]) if runs else "" for runs in (learnt, plain)]
+            if learnt:
+                found = ", ".join(str(run["found"]) for run in learnt)
+                size = spread([run["params"] for run in learnt], ",.0f")
+                mean = f"{fmean(run['found'] for run in learnt):.1f}"
+                rows.append((epochs, layers, len(learnt), found, mean, size, *errors))
     head = (
-        "layers at the start",
-        "seeds",
-        "layers found, each seed",
-        "parameters",
-        "error (%)",
+        *("epochs", "layers at the start", "seeds", "layers found, each seed", "mean", "parameters", "error (%)"),
         "error without gates (%)",
     )
     worst = max((run["deviation"] for run in results if "deviation" in run), default=0.0)
@@ -110,13 +115,13 @@ def tell(results: Sequence[Result]) -> str:
 
 
 def draw(figure: Figure, results: Sequence[Result]) -> None:
-    axes = figure.add_subplot()
-    learnt = [run for run in results if run["what"] == "learnt"]
-    for seed in sorted({run["seed"] for run in learnt}):
-        runs = sorted((run for run in learnt if run["seed"] == seed), key=lambda run: run["layers"])
-        axes.plot([r["layers"] for r in runs], [r["found"] for r in runs], "o-", markersize=3, color=SIZED)
-    axes.set(title="Depth found", xlabel="layers at the start", ylabel="layers found")
-    axes.set_ylim(bottom=0)
+    for axes, epochs in zip(np.atleast_1d(figure.subplots(1, len(_epochs(results)))), _epochs(results), strict=True):
+        learnt = _pick(results, "learnt", epochs)
+        for seed in sorted({run["seed"] for run in learnt}):
+            runs = sorted((run for run in learnt if run["seed"] == seed), key=lambda run: run["layers"])
+            axes.plot([r["layers"] for r in runs], [r["found"] for r in runs], "o-", markersize=3, color=SIZED)
+        axes.set(title=f"Depth found, {epochs} epochs", xlabel="layers at the start", ylabel="layers found")
+        axes.set_ylim(bottom=0)
 
 
 EXPERIMENT = Experiment(
