@@ -20,7 +20,8 @@ def as_inputs(example_inputs: Inputs, op: str) -> tuple[Tensor, ...]:
         TypeError: not a tensor or a non-empty sequence of tensors.
         ValueError: an empty batch.
     """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    given = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    inputs = tuple(given) if isinstance(given, Sequence) else ()
     if not inputs or not all(isinstance(x, Tensor) for x in inputs):
         raise TypeError(
             f"{op}: example_inputs must be a tensor or a sequence of tensors (got {type(example_inputs).__name__})"

@@ -230,8 +230,9 @@ def test_bad_input() -> None:
         compact(model, torch.ones(3, 4))
     with pytest.raises(ValueError, match="at least one sample"):
         compact(model, torch.ones(0, 2, 11, 11))
-    with pytest.raises(TypeError, match="example_inputs"):
-        compact(model, [])
+    for wrong in ([], 3, None):
+        with pytest.raises(TypeError, match="example_inputs must be a tensor or a sequence of tensors"):
+            compact(model, wrong)
     with pytest.raises(TypeError, match="one tensor"):
         compact(nn.GRU(2, 3), torch.ones(1, 2, 2))
     model[9].bias.data[0] = torch.nan

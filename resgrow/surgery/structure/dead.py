@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from resgrow.surgery.structure.constants import Read
+from resgrow.surgery.structure.edit import Edit
 from resgrow.surgery.structure.groups import Group
 
 
@@ -39,23 +39,24 @@ def dead(model: nn.Module, groups: Sequence[Group], reads: Mapping[str, Read]) -
 
 
 @torch.no_grad()
-def absorb(model: nn.Module, groups: Sequence[Group], gone: Mapping[int, Tensor], reads: Mapping[str, Read]) -> bool:
+def absorb(edit: Edit, groups: Sequence[Group], gone: Mapping[int, Tensor], reads: Mapping[str, Read]) -> bool:
     """Let biases take over what weights read of units that are about to go.
 
     Returns False where a layer has no bias to do that: it has been given one of zeros, which the next structure knows
     of, and nothing else has been done.
     """
+    model = edit.model
     shifts = {name: shift for name, shift in _shifts(model, groups, gone, reads).items() if shift.any()}
     without = [name for name in shifts if reads[name].bias is None]
     for name in without:
         weight = model.get_parameter(name)
-        layer: Any = _owner(model, name)
-        layer.bias = nn.Parameter(weight.new_zeros(len(weight)), weight.requires_grad)
+        bias = nn.Parameter(weight.new_zeros(len(weight)), weight.requires_grad)
+        edit.add_parameter(_owner(model, name), "bias", bias, beside=weight)
     if without:
         return False
     for name, shift in shifts.items():
         bias = model.get_parameter(str(reads[name].bias))
-        bias.data += shift.to(bias.device, bias.dtype)
+        edit.set_values(bias, bias + shift.to(bias.device, bias.dtype))
     return True
 
 

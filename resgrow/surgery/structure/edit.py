@@ -61,6 +61,33 @@ class Edit:
                 self._undo.append(partial(setattr, module, name, old))
                 setattr(module, name, value)
 
+    def set_values(self, parameter: nn.Parameter, values: Tensor) -> None:
+        """Other numbers of the same shape."""
+        old = parameter.detach().clone()
+
+        def back() -> None:
+            parameter.data.copy_(old)
+
+        self._undo.append(back)
+        parameter.data.copy_(values)
+
+    def add_parameter(self, module: nn.Module, name: str, parameter: nn.Parameter, beside: nn.Parameter) -> None:
+        """One more for a module that has None in its place; optimizers get it in the groups of ``beside``."""
+        groups = [group["params"] for optimizer in self.optimizers for group in optimizer.param_groups]
+        joined = [group for group in groups if any(held is beside for held in group)]
+
+        def back() -> None:
+            setattr(module, name, None)
+            for group in joined:
+                group[:] = [held for held in group if held is not parameter]
+            for optimizer in self.optimizers:
+                optimizer.state.pop(parameter, None)
+
+        self._undo.append(back)
+        setattr(module, name, parameter)
+        for group in joined:
+            group.append(parameter)
+
     def undo(self) -> None:
         """Everything as it was before, to the bit."""
         while self._undo:
