@@ -43,8 +43,8 @@ class Row:
 ROWS = {
     "all, small": Row(("width", "width", "both"), 2.5e-3),
     "all, large": Row(("width", "width", "both"), 1.5e-3),
-    "third, small": Row(("neither", "neither", "width"), 2e-3),
-    "third, large": Row(("neither", "neither", "width"), 8e-4),
+    "third, small": Row(("neither", "neither", "width"), 8e-4),
+    "third, large": Row(("neither", "neither", "width"), 3e-4),
 }
 SVD_RANKS = (10, 20, 40, 70)
 
