@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.fx import Node
 
 from resgrow.surgery.structure.values import Value
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,15 @@ def shapes(node: Node) -> list[tuple[int, ...]]:
     value = node.meta.get("val")
     parts = value if isinstance(value, list | tuple) else [value]
     return [tuple(int(size) for size in part.shape) for part in parts if isinstance(part, Tensor)]
+
+
+def by_name(rules: Mapping[str, R], op: Any) -> R | None:
+    """The rule for an overload, by its operation's name without namespace; in place or not is the same."""
+    schema = getattr(op, "_schema", None)
+    if schema is None:
+        return None
+    name = schema.name.partition("::")[2]
+    return rules.get(name) or rules.get(name.rstrip("_"))
 
 
 def _filled(argument: Any, value: Callable[[Node], Any]) -> Any:

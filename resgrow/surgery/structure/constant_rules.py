@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resgrow.surgery.structure.call import Call
+from resgrow.surgery.structure.call import Call, by_name
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,4 @@ _RULES = {name: rule for rule, names in _NAMES for name in names.split()}
 
 
 def find_rule(op: Any) -> Rule | None:
-    schema = getattr(op, "_schema", None)
-    if schema is None:
-        return None
-    name = schema.name.partition("::")[2]
-    return _RULES.get(name) or _RULES.get(name.rstrip("_"))
+    return by_name(_RULES, op)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from resgrow.surgery.structure.call import Call
+from resgrow.surgery.structure.call import Call, by_name
 from resgrow.surgery.structure.rules import layers, move, reduce
 from resgrow.surgery.structure.rules.elementwise import elementwise
 from resgrow.surgery.structure.values import Tracker
@@ -48,17 +48,12 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     (reduce.matmul, "matmul bmm mm"),
     (reduce.attention, "scaled_dot_product_attention"),
     # Element by element, but not tagged so by torch.
-    (elementwise, "dropout feature_dropout alpha_dropout hardswish rrelu to _to_copy type_as fill zero copy baddbmm"),
+    (elementwise, "dropout feature_dropout alpha_dropout hardswish rrelu to _to_copy type_as fill zero copy"),
 )
 _RULES = {name: rule for rule, names in _NAMES for name in names.split()}
 
 
 def find_rule(op: Any) -> Rule | None:
     """The rule of an overload; of one without: None."""
-    schema = getattr(op, "_schema", None)
-    if schema is None:
-        return None
-    name = schema.name.partition("::")[2]
-    # In place or not, labels are the same.
-    rule = _RULES.get(name) or _RULES.get(name.rstrip("_"))
-    return rule or (elementwise if torch.Tag.pointwise in op.tags else None)
+    pointwise = torch.Tag.pointwise in getattr(op, "tags", ())
+    return by_name(_RULES, op) or (elementwise if pointwise else None)
