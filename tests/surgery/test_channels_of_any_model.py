@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structure_nets import MODELS as FOLLOWED
+from structure_nets import Concatenated, Grouped, Residual
+from structure_nets import X as IMAGES
 from surgery_nets import saliency_like
-from test_structure import MODELS as FOLLOWED
-from test_structure import Concatenated, Grouped, Residual
-from test_structure import X as IMAGES
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from test_structure import MODELS, X, made, random_units
+from structure_nets import MODELS, X, made, random_units
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_structure import MODELS, X, made, outputs
+from structure_nets import MODELS, Net, X, assert_alike, everything, made, outputs, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
@@ -21,53 +20,6 @@ from resgrow.surgery.structure import Edit, Group, remove, structure
 
 # Units that no network of these can have more of: halves of what a shuffle has put in order.
 STUCK = ("grouped", "wide.weight")
-
-
-class Net(nn.Module):
-    """Whatever ``forward`` does with the layers."""
-
-    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-        self.run = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
-
-
-def trained(model: nn.Module, optimizer: Optimizer, steps: int = 2, x: Tensor = X) -> None:
-    torch.manual_seed(1)
-    target = torch.randn_like(outputs(model, x))
-    for _ in range(steps):
-        optimizer.zero_grad()
-        F.mse_loss(model(x), target).backward()
-        optimizer.step()
-
-
-def everything(model: nn.Module, *optimizers: Optimizer) -> list[Any]:
-    """Tensors by value, and what else a change could leave behind."""
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    result: list[Any] = [(name, tensor.detach().clone()) for name, tensor in tensors]
-    result += [("grad", p.grad if p.grad is None else p.grad.clone()) for p in model.parameters()]
-    result += [(name, m.extra_repr(), type(m)) for name, m in model.named_modules()]
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                state = optimizer.state.get(p, {})
-                result += [(key, v.clone() if isinstance(v, Tensor) else v) for key, v in sorted(state.items())]
-    return result
-
-
-def assert_alike(first: list[Any], second: list[Any]) -> None:
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        assert one[0] == other[0]
-        if isinstance(one[1], Tensor):
-            assert one[1].stride() == other[1].stride()
-            assert torch.equal(one[1], other[1]), one[0]
-        else:
-            assert one[1:] == other[1:]
 
 
 def check_state(model: nn.Module, optimizer: Optimizer) -> None:
@@ -438,122 +390,6 @@ def test_half_precision_and_training_flags() -> None:
     widen(model, "inner", 2, example_inputs=X.bfloat16())
     assert model.inner.weight.dtype == model.norm.running_var.dtype == torch.bfloat16
     assert [m.training for m in (model, model.inner, model.norm)] == [True, True, False]
-
-
-def queries_meet_keys(m: Any, x: Tensor) -> Tensor:
-    x = m.patches(x).flatten(2).transpose(1, 2)
-    return m.head(((m.q(x) @ m.k(x).transpose(1, 2)).softmax(-1) @ x).mean(1))
-
-
-def attention_without_heads() -> nn.Module:
-    return Net(
-        queries_meet_keys,
-        patches=nn.Conv2d(3, 8, 4, 4),
-        q=nn.Linear(8, 6),
-        k=nn.Linear(8, 6),
-        head=nn.Linear(8, 2),
-    )
-
-
-def two_readers(m: Any, x: Tensor) -> Tensor:
-    a, b = m.conv(x).unflatten(1, (2, 4)).unbind(1)
-    return m.first(a) + m.second(b)
-
-
-BAD: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], str]] = {
-    "unknown": (lambda: made("residual"), {"name": "iner"}, ValueError, r"got 'iner'\); close to it: inner"),
-    "far": (lambda: made("residual"), {"name": "zzz"}, ValueError, r"see model.named_modules"),
-    "container": (lambda: made("gated"), {"name": ""}, ValueError, r"parameters itself \(got '', a Sequential\)"),
-    "without parameters": (lambda: made("gated"), {"name": "3"}, ValueError, r"a Flatten\); name the layer in front"),
-    "output": (lambda: made("residual"), {"name": "head"}, ValueError, r"head: the model's output.*such as inner, "),
-    "into a norm": (lambda: made("transformer"), {"name": "patches"}, ValueError, r"first: a norm averages over it"),
-    "only read": (lambda: made("residual"), {"name": "head.weight"}, ValueError, r"outputs of head.weight must be"),
-    "not used": (
-        lambda: Net(lambda m, x: m.a(x), a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(3, 2, 1)),
-        {"name": "b"},
-        ValueError,
-        r"the forward pass does not use it",
-    ),
-    "none": (lambda: made("residual"), {"by": 0}, ValueError, r"by must be at least 1 \(got 0\)"),
-    "one number": (lambda: made("gated"), {"name": "2.d"}, ValueError, r"2.d: one number for all units"),
-    "half": (lambda: made("residual"), {"by": 1.5}, TypeError, r"whole number \(got 1.5\)"),
-    "true": (lambda: made("residual"), {"by": True}, TypeError, r"whole number \(got True\)"),
-    "init": (lambda: made("residual"), {"init": "zeros"}, ValueError, r"random, net2wider \(got 'zeros'\)"),
-    "inputs": (lambda: made("residual"), {"example_inputs": [3]}, TypeError, r"widen: example_inputs"),
-    "small inputs": (lambda: made("residual"), {"example_inputs": X[:, :2]}, ValueError, r"does not run"),
-    "not finite": (lambda: made("residual"), {"example_inputs": X * torch.nan}, ValueError, r"must be finite"),
-    "no reader": (attention_without_heads, {"name": "q"}, ValueError, r"got q, whose 6 units only meet each other"),
-    "one channel, flattened": (
-        lambda: nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten(), nn.Linear(64, 2)),
-        {"name": "0"},
-        ValueError,
-        r"a single unit, which is lost sight of where a shape is changed",
-    ),
-    "halves": (lambda: made("grouped"), {"name": "wide"}, RuntimeError, r"2 more units in wide.*has been undone"),
-    "copied halves": (lambda: made("grouped"), {"name": "wide", "init": "net2wider"}, RuntimeError, r"been undone"),
-    "a size in the code": (
-        lambda: Net(
-            lambda m, x: m.read(m.conv(x) / m.conv.out_channels), conv=nn.Conv2d(3, 4, 1), read=nn.Conv2d(4, 2, 1)
-        ),
-        {"name": "conv"},
-        RuntimeError,
-        r"outputs must agree",
-    ),
-    "an assertion": (
-        lambda: Net(lambda m, x: m.read(checked(m.conv(x))), conv=nn.Conv2d(3, 4, 1), read=nn.Conv2d(4, 2, 1)),
-        {"name": "conv"},
-        RuntimeError,
-        r"got: four",
-    ),
-    "flipped": (
-        lambda: Net(lambda m, x: m.read(m.conv(x).flip(1)), conv=nn.Conv2d(3, 4, 1), read=nn.Conv2d(4, 2, 1)),
-        {"name": "conv"},
-        ValueError,
-        r"one order in all tensors \(got conv.weight and read.weight",
-    ),
-    "two groups": (
-        lambda: Net(two_readers, conv=nn.Conv2d(3, 8, 1), first=nn.Conv2d(4, 2, 1), second=nn.Conv2d(4, 2, 1)),
-        {"name": "conv"},
-        ValueError,
-        r"one group \(got 2 groups, in conv; in conv\)",
-    ),
-    "a branch": (
-        lambda: Net(lambda m, x: m.conv(x) if x.sum() > -99 else x, conv=nn.Conv2d(3, 4, 1)),
-        {"name": "conv"},
-        ValueError,
-        r"widen: torch.export must be able to follow",
-    ),
-}  # fmt: skip
-
-
-def checked(x: Tensor) -> Tensor:
-    assert x.shape[1] == 4, "four"
-    return x
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_bad_input_leaves_everything_as_it_was(kind: str) -> None:
-    make, arguments, error, message = BAD[kind]
-    model = make().double().eval()
-    optimizer = Adam(model.parameters(), lr=1e-3)
-    trained(model, optimizer)
-    before = everything(model, optimizer)
-    given: dict[str, Any] = {"name": "stem", "by": 2, "example_inputs": X, "optimizer": optimizer, **arguments}
-    with pytest.raises(error, match=message):
-        widen(model, **given)
-    assert_alike(everything(model, optimizer), before)
-
-
-def test_optimizers_that_look_at_the_whole_weight_are_refused() -> None:
-    model = made("residual")
-    with pytest.raises(ValueError, match=r"widen: the optimizer must work weight by weight \(got LBFGS"):
-        widen(model, "stem", 1, example_inputs=X, optimizer=torch.optim.LBFGS(model.parameters()))
-    with pytest.raises(TypeError, match=r"widen: optimizer must be a torch.optim.Optimizer \(got int"):
-        widen(model, "stem", 1, example_inputs=X, optimizer=[3])  # type: ignore[list-item]
-    optimizer = SGD(model.parameters(), lr=0.1)
-    optimizer.state[model.stem.weight]["factor"] = torch.zeros(8)
-    with pytest.raises(ValueError, match=r"'factor' of stem.weight"):
-        widen(model, "stem", 1, example_inputs=X, optimizer=optimizer)
 
 
 @pytest.mark.parametrize(
