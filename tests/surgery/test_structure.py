@@ -223,6 +223,28 @@ def test_undone_to_the_bit_with_optimizer_and_gradients() -> None:
             assert torch.equal(entry, twin[1].state[other][key])
 
 
+def test_a_weight_of_several_parameters_is_read_in_all_of_them() -> None:
+    class LowRank(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.w = nn.Linear(4, 6), nn.Parameter(torch.randn(3, 6))
+            self.a, self.b = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(3, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(self.first(x).relu(), self.w + self.b @ self.a)
+
+    torch.manual_seed(0)
+    model, x = LowRank().double(), torch.randn(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        model.w[:, 1] = 0
+    assert compact(model, x).first.out_features == 6
+    with torch.no_grad():
+        model.a[:, 1] = 0
+    small = compact(model, x)
+    assert (small.first.out_features, small.w.shape, small.a.shape) == (5, (3, 5), (2, 5))
+    torch.testing.assert_close(outputs(small, x), outputs(model, x), rtol=1e-12, atol=1e-13)
+
+
 def test_what_cannot_be_followed_is_told() -> None:
     class Branching(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -157,8 +157,8 @@ class _Walk:
         alike: dict[tuple[tuple[tuple[str, int], int], ...], list[dict[tuple[str, int], list[int]]]] = defaultdict(list)
         for unit in members.values():
             alike[tuple((place, len(indices)) for place, indices in unit.items())].append(unit)
-        read = set(torch.cat(self.track.read).tolist()) if self.track.read else set()
-        inputs = {place for place, atoms in self.dims.items() if set(atoms.tolist()) <= read}
+        read = self._read()
+        inputs = {place for place, atoms in self.dims.items() if bool(read[atoms].all())}
         splits = [(set(classes[ids.reshape(-1)].tolist()), where) for ids, where in self.track.splits]
         result = []
         for kind, units in alike.items():
@@ -169,6 +169,22 @@ class _Walk:
             own = int(classes[self.dims[name, dim]][places[0].index[0, 0]])
             result.append(Group(places, tuple(dict.fromkeys(where for found, where in splits if own in found))))
         return result
+
+    def _read(self) -> Tensor:
+        """For each atom whether it is an input of a weight, bool: also of one that is computed from several parameters,
+        as ``W + B A`` is."""
+        read = torch.zeros(self.track.atoms.count, dtype=torch.bool)
+        for atoms in self.track.read:
+            read[atoms] = True
+        before = -1
+        while before != int(read.sum()):
+            before = int(read.sum())
+            read[PINNED] = False
+            for one, other in self.track.twins:
+                both = read[one] | read[other]
+                read[one.expand_as(both)] = both
+                read[other.expand_as(both)] = both
+        return read
 
 
 def _unlabelled(call: Call) -> Any:

@@ -41,6 +41,7 @@ class Tracker:
         self.atoms = Atoms()
         self.where = ""  # the operation at hand, for messages
         self.read: list[Tensor] = []  # atoms of inputs of weights
+        self.twins: list[tuple[Tensor, Tensor]] = []  # atoms that have been combined element by element
         self.splits: list[tuple[Tensor, str]] = []  # atoms of dimensions that were split, and by whose code
 
     def pin(self, ids: Tensor, why: str) -> None:

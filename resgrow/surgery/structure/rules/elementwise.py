@@ -40,7 +40,9 @@ def _settle(
             continue
         if covered != labels.dims:
             labels = Labels(covered[:1], track.onto(labels, covered[0]))
-        track.atoms.tie(labels.ids, _at(track, value, labels.dims))
+        atoms = _at(track, value, labels.dims)
+        track.atoms.tie(labels.ids, atoms)
+        track.twins.append((labels.ids, atoms))
     known = next((part for part in result if part.dims == labels.dims), None)
     if known is None:
         result.append(labels)
