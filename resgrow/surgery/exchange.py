@@ -10,19 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from resgrow.surgery.structure.members import take_over_hooks
+
 Move = Callable[[Tensor], Tensor]
 
-# Handles of hooks keep a reference to these very dictionaries, so the new layer takes them over as they are.
-_HOOKS = (
-    "_backward_pre_hooks",
-    "_backward_hooks",
-    "_is_full_backward_hook",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
 # They see a weight as a whole: its history in one vector, its factored moments, its singular values.
 _WHOLE = tuple(getattr(torch.optim, name) for name in ("LBFGS", "Adafactor", "Muon") if hasattr(torch.optim, name))
 
@@ -88,8 +79,7 @@ def plan(
     """
     source: Any = site.layer
     layer.bias = source.bias
-    for name in _HOOKS:
-        setattr(layer, name, getattr(source, name))
+    take_over_hooks(layer, source)
     if old.grad is not None:
         new.grad = _like(new, move(old.grad))
     states = []

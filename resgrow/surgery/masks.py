@@ -123,6 +123,13 @@ class Masks(Mapping[str, Tensor]):
         """Replace all masks by those of a `state_dict`, and apply. Raises like the constructor, nothing changed."""
         self._replace(checked_masks(self._model, state))
 
+    def exchange(self, masks: Mapping[str, Tensor]) -> None:
+        """Other masks, where the model's tensors have become others. For surgery, which sees to it that they fit and
+        that absent elements are zero: nothing is checked, and no weight is written to."""
+        self._masks = dict(masks)
+        self._laid_out.clear()
+        self._bits.clear()
+
     def density(self) -> float:
         """Share of the masked parameters' elements that is present; 1 where nothing is masked."""
         total = sum(mask.numel() for mask in self._masks.values())

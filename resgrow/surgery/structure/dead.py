@@ -51,12 +51,14 @@ def absorb(edit: Edit, groups: Sequence[Group], gone: Mapping[int, Tensor], read
     for name in without:
         weight = model.get_parameter(name)
         bias = nn.Parameter(weight.new_zeros(len(weight)), weight.requires_grad)
-        edit.add_parameter(_owner(model, name), "bias", bias, beside=weight)
+        edit.add_parameter(name.rpartition(".")[0], "bias", bias, beside=weight)
     if without:
         return False
-    for name, shift in shifts.items():
-        bias = model.get_parameter(str(reads[name].bias))
-        edit.set_values(bias, bias + shift.to(bias.device, bias.dtype))
+    for each in edit.models:
+        own = shifts if each is model else _shifts(each, groups, gone, reads)
+        for name in shifts:
+            bias = each.get_parameter(str(reads[name].bias))
+            edit.set_values(bias, bias + own[name].to(bias.device, bias.dtype))
     return True
 
 

@@ -1,4 +1,4 @@
-"""Other sizes for a model's tensors, in place: with gradients, optimizer state and what layers say of themselves."""
+"""Changes to a live model, which can be taken back: with gradients, optimizers, masks and averaged copies."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from resgrow.surgery.masks import Masks
 from resgrow.surgery.structure.attributes import described
+from resgrow.surgery.structure.members import Members, take_over_hooks
+from resgrow.surgery.structure.tensors import NEW, assign, gathered, owners
 
-# Where an index has no source.
-NEW = -1
 # Name of a parameter or buffer -> dimension -> for each new index the old one, or NEW.
 Sources = Mapping[str, Mapping[int, Tensor]]
 Fill = Callable[[str, Tensor], Tensor]
@@ -22,15 +22,25 @@ Fill = Callable[[str, Tensor], Tensor]
 
 @dataclass
 class Edit:
-    """Changes to a model and to the optimizers that hold its parameters, which can be taken back.
+    """Changes to a model and to whatever goes with it, which can be taken back.
 
     Parameters stay the objects that they are: whoever holds one, an optimizer, a list for clipping, a hook, goes on
     with it. New entries of optimizer state and of gradients are zero.
+
+    Attributes:
+        followers: models of the same structure, such as an averaged copy: what happens to the model happens to them.
+        masks: of the model; entries of new elements are present.
     """
 
     model: nn.Module
     optimizers: Sequence[Optimizer] = ()
+    followers: Sequence[nn.Module] = ()
+    masks: Sequence[Masks] = ()
     _undo: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        return (self.model, *self.followers)
 
     def reindex(self, sources: Sources, fill: Fill | None = None) -> None:
         """Gather every tensor by its sources.
@@ -38,28 +48,15 @@ class Edit:
         Args:
             fill: called with (name, values) for tensors with new entries, which are zero; returns what to put in.
         """
-        owners = _owners(self.model)
-        for name, dims in sources.items():
-            for module, attribute in owners[name][:1]:
-                tensor = getattr(module, attribute)
-                new = gathered(tensor.detach(), dims)
-                if fill is not None and any(bool((source == NEW).any()) for source in dims.values()):
-                    new = fill(name, new)
-                if isinstance(tensor, nn.Parameter):
-                    self._resize(tensor, new, dims)
-                else:
-                    for owner, key in owners[name]:
-                        self._set_buffer(owner, key, new)
-        touched = {id(module): module for name in sources for module, _ in owners[name]}
-        for module in touched.values():
-            self.set_attributes(module, described(module))
+        for model in self.models:
+            self._reindex(model, sources, fill)
+        for masks in self.masks:
+            there = {name: mask for name, mask in masks.items() if name in sources}
+            self._set_masks(masks, {**masks, **{n: gathered(m, sources[n], True) for n, m in there.items()}})
 
-    def set_attributes(self, module: nn.Module, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            old = getattr(module, name)
-            if old != value:
-                self._undo.append(partial(setattr, module, name, old))
-                setattr(module, name, value)
+    def set_attributes(self, path: str, values: Mapping[str, Any]) -> None:
+        for model in self.models:
+            self._set_attributes(model.get_submodule(path), values)
 
     def set_values(self, parameter: nn.Parameter, values: Tensor) -> None:
         """Other numbers of the same shape."""
@@ -71,27 +68,79 @@ class Edit:
         self._undo.append(back)
         parameter.data.copy_(values)
 
-    def add_parameter(self, module: nn.Module, name: str, parameter: nn.Parameter, beside: nn.Parameter) -> None:
+    def add_parameter(self, path: str, name: str, parameter: nn.Parameter, beside: nn.Parameter) -> None:
         """One more for a module that has None in its place; optimizers get it in the groups of ``beside``."""
-        groups = [group["params"] for optimizer in self.optimizers for group in optimizer.param_groups]
-        joined = [group for group in groups if any(held is beside for held in group)]
+        for model in self.models:
+            module = model.get_submodule(path)
+            own = (
+                parameter if model is self.model else nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            )
+            self._undo.append(partial(setattr, module, name, None))
+            setattr(module, name, own)
+        members = Members(self.optimizers)
+        self._undo.append(members.back)
+        members.join(parameter, beside)
 
-        def back() -> None:
-            setattr(module, name, None)
-            for group in joined:
-                group[:] = [held for held in group if held is not parameter]
-            for optimizer in self.optimizers:
-                optimizer.state.pop(parameter, None)
+    def replace(
+        self,
+        path: str,
+        make: Callable[[nn.Module], nn.Module],
+        beside: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
+        """Another module in the place of one, wherever that stands; it takes over the hooks.
 
-        self._undo.append(back)
-        setattr(module, name, parameter)
-        for group in joined:
-            group.append(parameter)
+        Parameters that are no longer in the model leave the optimizers and the masks.
+
+        Args:
+            path: of the module; not the model itself.
+            make: the old module to the new one, which may have the old one or its children inside. Called for the
+                model and for each follower.
+            beside: for each new parameter, by its name in the new model, one whose groups in the optimizers it joins.
+        """
+        before = {id(parameter): parameter for parameter in self.model.parameters()}
+        for model in self.models:
+            self._replace(model, model.get_submodule(path), make)
+        after = {id(parameter) for parameter in self.model.parameters()}
+        members = Members(self.optimizers)
+        self._undo.append(members.back)
+        for name, parameter in self.model.named_parameters():
+            if id(parameter) not in before and beside is not None:
+                members.join(parameter, beside[name])
+        for key, parameter in before.items():
+            if key not in after:
+                members.leave(parameter)
+        names = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        for masks in self.masks:
+            self._set_masks(masks, {name: mask for name, mask in masks.items() if name in names})
 
     def undo(self) -> None:
         """Everything as it was before, to the bit."""
         while self._undo:
             self._undo.pop()()
+
+    def _reindex(self, model: nn.Module, sources: Sources, fill: Fill | None) -> None:
+        places = owners(model)
+        for name, dims in sources.items():
+            for module, attribute in places[name][:1]:
+                tensor = getattr(module, attribute)
+                new = gathered(tensor.detach(), dims)
+                if fill is not None and any(bool((source == NEW).any()) for source in dims.values()):
+                    new = fill(name, new)
+                if isinstance(tensor, nn.Parameter):
+                    self._resize(tensor, new, dims)
+                else:
+                    for owner, key in places[name]:
+                        self._set_buffer(owner, key, new)
+        touched = {id(module): module for name in sources for module, _ in places[name]}
+        for module in touched.values():
+            self._set_attributes(module, described(module))
+
+    def _set_attributes(self, module: nn.Module, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            old = getattr(module, name)
+            if old != value:
+                self._undo.append(partial(setattr, module, name, old))
+                setattr(module, name, value)
 
     def _resize(self, parameter: nn.Parameter, new: Tensor, dims: Mapping[int, Tensor]) -> None:
         old_shape, old, grad = parameter.shape, parameter.data, parameter.grad
@@ -99,7 +148,7 @@ class Edit:
 
         def back() -> None:
             parameter.grad = None
-            _assign(parameter, old)
+            assign(parameter, old)
             parameter.grad = grad
             for state, entries in states:
                 state.clear()
@@ -107,7 +156,7 @@ class Edit:
 
         self._undo.append(back)
         parameter.grad = None
-        _assign(parameter, new)
+        assign(parameter, new)
         if grad is not None:
             parameter.grad = gathered(grad, dims)
         for state, entries in states:
@@ -120,43 +169,14 @@ class Edit:
         self._undo.append(partial(module._buffers.__setitem__, name, old))
         module._buffers[name] = new
 
+    def _set_masks(self, masks: Masks, new: Mapping[str, Tensor]) -> None:
+        self._undo.append(partial(masks.exchange, dict(masks)))
+        masks.exchange(new)
 
-def _assign(parameter: nn.Parameter, data: Tensor) -> None:
-    """Data of another shape.
-
-    While a graph is alive, as that of a loss which is still in a variable, torch keeps the node that adds up the
-    parameter's gradient, and the next backward would fail for the shape that the node remembers. Only data of another
-    dtype (or device) makes it forget the node.
-    """
-    parameter.data = data.new_empty(0, dtype=torch.float32 if data.dtype == torch.float16 else torch.float16)
-    parameter.data = data
-
-
-def gathered(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    """By its sources along each dimension, zero where there is none; in the tensor's memory format."""
-    result = tensor
-    for dim, source in dims.items():
-        index = source.to(tensor.device)
-        result = result.index_select(dim, index.clamp_min(0))
-        missing = (index == NEW).nonzero().flatten()
-        if len(missing):
-            result = result.index_fill(dim, missing, 0)
-    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        result = result.contiguous(memory_format=torch.channels_last)
-    return result
-
-
-def _owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Where each parameter and buffer stands, by every one of its names; shared ones stand in several places."""
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
-    names: dict[str, int] = {}
-    seen: set[tuple[int, str]] = set()
-    for path, module in model.named_modules(remove_duplicate=False):
-        for attribute, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is None:
-                continue
-            names[f"{path}.{attribute}" if path else attribute] = id(tensor)
-            if (id(module), attribute) not in seen:
-                seen.add((id(module), attribute))
-                places.setdefault(id(tensor), []).append((module, attribute))
-    return {name: places[key] for name, key in names.items()}
+    def _replace(self, model: nn.Module, old: nn.Module, make: Callable[[nn.Module], nn.Module]) -> None:
+        parents = [(parent, key) for parent in model.modules() for key, each in parent._modules.items() if each is old]
+        new = make(old)
+        take_over_hooks(new, old)
+        for parent, key in parents:
+            self._undo.append(partial(parent._modules.__setitem__, key, old))
+            parent._modules[key] = new

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from resgrow.surgery.structure.edit import NEW, Edit, Fill, Sources
+from resgrow.surgery.structure.edit import Edit, Fill, Sources
 from resgrow.surgery.structure.groups import Group, Place
 from resgrow.surgery.structure.heads import adapted
+from resgrow.surgery.structure.tensors import NEW
 
 
 def grown(group: Group, by: int, op: str) -> Group:
@@ -36,11 +37,10 @@ def insert(edit: Edit, group: Group, larger: Group, fill: Fill) -> None:
     Raises:
         ValueError: a module of heads that cannot have another number of them; nothing has been changed then.
     """
-    modules = [edit.model.get_submodule(path) for path in larger.split_by]
-    values = [adapted(module, group.size, larger.size) for module in modules]
+    values = [(path, adapted(edit.model.get_submodule(path), group.size, larger.size)) for path in larger.split_by]
     edit.reindex(_sources(edit.model, group, larger), fill)
-    for module, value in zip(modules, values, strict=True):
-        edit.set_attributes(module, value)
+    for path, value in values:
+        edit.set_attributes(path, value)
 
 
 def _sources(model: nn.Module, group: Group, larger: Group) -> Sources:

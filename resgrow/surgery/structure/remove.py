@@ -44,11 +44,11 @@ def remove(edit: Edit, groups: Sequence[Group], gone: Mapping[int, Tensor]) -> N
     Raises:
         ValueError: a module of heads that cannot have fewer; nothing has been changed then.
     """
-    modules = []
+    values = []
     for number, units in gone.items():
         for path in groups[number].split_by:
             module = edit.model.get_submodule(path)
-            modules.append((module, adapted(module, groups[number].size, int((~units).sum()))))
+            values.append((path, adapted(module, groups[number].size, int((~units).sum()))))
     edit.reindex(without(edit.model, groups, gone))
-    for module, values in modules:
-        edit.set_attributes(module, values)
+    for path, value in values:
+        edit.set_attributes(path, value)
