@@ -1,6 +1,7 @@
 """Networks and layers of the project."""
 
 from resgrow.nn.block_sparse import BlockSparseConv2d, BlockSparseLinear
+from resgrow.nn.constants import Shift, Zero
 from resgrow.nn.fused import FusedConv2d, FusedLinear
 from resgrow.nn.lenet import lenet5
 from resgrow.nn.pooled import PooledConv2d
@@ -15,7 +16,9 @@ __all__ = [
     "FusedLinear",
     "PooledConv2d",
     "ResNet",
+    "Shift",
     "TriStateReLU",
+    "Zero",
     "lenet5",
     "resnet",
 ]

@@ -1,22 +1,38 @@
 """Physically smaller networks, after masks have emptied them."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import gcd
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from resgrow.surgery.exchange import as_optimizers
-from resgrow.surgery.forward import Inputs, as_inputs, evaluate, require_same
-from resgrow.surgery.structure import Edit, absorb, constant_inputs, dead, remove, structure_of, traced
+from resgrow.surgery.company import Followers, company
+from resgrow.surgery.forward import AnyInputs, Example, finite_outputs, outputs, require_same_outputs
+from resgrow.surgery.masks import Masks
+from resgrow.surgery.structure import (
+    Edit,
+    Group,
+    absorb,
+    bypasses,
+    constant_inputs,
+    dead,
+    remove,
+    structure_of,
+    traced,
+)
+from resgrow.surgery.structure.trace import Traced
 
 
 def compact(
     model: nn.Module,
-    example_inputs: Inputs,
+    example_inputs: AnyInputs,
     *,
     inplace: bool = False,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    followers: Followers = None,
+    masks: Masks | Sequence[Masks] | None = None,
+    round_to: int = 1,
 ) -> nn.Module:
     """The model without what has no effect: a copy, or itself; with the same outputs in evaluation mode.
 
@@ -28,15 +44,27 @@ def compact(
     may empty others, so this repeats until nothing changes. At least one unit of each kind stays. So do units that a
     norm or a softmax runs over, since the others would change without them.
 
-    Zeros count however they came about: masks of channels, of blocks, or of single weights.
+    Layers and blocks go whole where nothing is left of them. A residual block whose branch gives zero, or the same
+    whatever its input, becomes what its shortcut is: `torch.nn.Identity`, or some of its children in a row, under their
+    names; a constant that is not zero lives on in a `resgrow.nn.Shift`. A branch that other code adds to something
+    becomes a `resgrow.nn.Zero` where it keeps the shape of its input.
+
+    Zeros count however they came about: masks of channels, of blocks, or of single weights, and also the zeros that new
+    residual blocks start with.
 
     Args:
-        model: any module that ``torch.export`` can follow.
-        example_inputs: a tensor or the sequence of the model's arguments; the model is run on it before and after.
+        model: any module that ``torch.export`` can follow, whatever it returns its tensors in.
+        example_inputs: a tensor, the sequence of the model's arguments, or a mapping of its keyword arguments; the
+            model is run on it before and after.
         inplace: make the model itself smaller. Parameters stay the objects that they are, with their gradients and
-            hooks. Masks of it no longer fit afterwards: detach them before, and make new ones of what is left.
-        optimizer: with ``inplace``: one or several that hold the model's parameters; their state goes along, and biases
-            that are new join the groups of their weights.
+            hooks. Compiled code of it is compiled again at the next call.
+        optimizer: with ``inplace``: one or several that hold the model's parameters; their state goes along, biases
+            that are new join the groups of their weights, and parameters that have gone leave.
+        followers: with ``inplace``: other models of the same structure, which lose the same units: an average of the
+            weights (``torch.optim.swa_utils.AveragedModel``), a teacher. What they still had of those units is lost.
+        masks: with ``inplace``: masks of the model, which go along. Others no longer fit and have to be made anew.
+        round_to: leave a multiple of so many channels or neurons in each layer, or all that it had; some that have no
+            effect stay for that. 8 or 16 is what most hardware is quickest with. Heads are not rounded.
 
     Returns:
         The smaller model. A copy is of the same class, with the original's dtypes, devices, layouts, training flags and
@@ -44,36 +72,79 @@ def compact(
 
     Raises:
         ValueError: ``torch.export`` cannot follow the model, or it does not run on example_inputs or is not finite
-            there; an optimizer without ``inplace``, or one that does not work weight by weight.
-        TypeError: example_inputs are not tensors, the model does not return one, or something else than optimizers.
+            there; optimizer, followers or masks without ``inplace``; an optimizer that does not work weight by weight,
+            followers of another structure, masks of another model; round_to below 1.
+        TypeError: example_inputs are not tensors, the model does not return any, or arguments of other types.
         RuntimeError: the smaller model's outputs differ by more than rounding.
 
-        With any of them the model and its optimizers are as they were, to the bit.
+        With any of them the model and all that goes with it are as they were, to the bit.
     """
-    if optimizer is not None and not inplace:
-        raise ValueError("compact: an optimizer goes along with inplace=True only (got inplace=False); add that")
-    inputs = as_inputs(example_inputs, "compact")
-    optimizers = as_optimizers("compact", model, optimizer)
-    expected = evaluate(model, inputs, "compact")
-    if not expected.isfinite().all():
-        raise ValueError("compact: the model's outputs must be finite to be compared (got NaN or inf); check weights")
-    edit = Edit(model if inplace else copy.deepcopy(model), optimizers)
+    if type(round_to) is not int or round_to < 1:
+        raise ValueError(f"compact: round_to must be a whole number of at least 1 (got {round_to!r}); 1 rounds nothing")
+    along = {"optimizer": optimizer, "followers": followers, "masks": masks}
+    if not inplace and any(each is not None for each in along.values()):
+        given = ", ".join(name for name, each in along.items() if each is not None)
+        raise ValueError(
+            f"compact: optimizer, followers and masks go along with inplace=True only (got {given}); add it"
+        )
+    example = Example.of(example_inputs, "compact")
+    others = company("compact", model, optimizer, followers, masks)
+    expected = finite_outputs(model, example, "compact")
+    edit = others.edit(model if inplace else copy.deepcopy(model))
     try:
-        while _shrink(edit, inputs):
-            pass
-        require_same(expected, evaluate(edit.model, inputs, "compact"), "compact")
+        _shrink(edit, example, expected, round_to)
+        require_same_outputs(expected, outputs(edit.model, example, "compact"), "compact")
     except BaseException:
         edit.undo()
         raise
     return edit.model
 
 
-def _shrink(edit: Edit, inputs: Sequence[Tensor]) -> bool:
-    """Take out what is dead now; whether anything was."""
-    graph = traced(edit.model, inputs, "compact")
+def _shrink(edit: Edit, example: Example, expected: Sequence[Tensor], round_to: int) -> None:
+    """Take out what is dead, until nothing is."""
+    whole = True
+    while True:
+        graph = traced(edit.model, example, "compact")
+        if whole and bypasses(edit.model, graph, example, "compact"):
+            whole = _bypass(edit, graph, example, expected)
+        elif not _narrow(edit, graph, round_to):
+            return
+
+
+def _bypass(edit: Edit, graph: Traced, example: Example, expected: Sequence[Tensor]) -> bool:
+    """Take out layers and blocks; whether that could be done. Code that does more with them than to call them stays."""
+    mark = edit.mark()
+    for each in bypasses(edit.model, graph, example, "compact"):
+        parameters = list(edit.model.get_submodule(each.path).parameters())
+        edit.replace(each.path, each.make, beside=parameters[-1])
+    try:
+        require_same_outputs(expected, outputs(edit.model, example, "compact"), "compact")
+    except Exception:
+        edit.undo(mark)
+        return False
+    return True
+
+
+def _narrow(edit: Edit, graph: Traced, round_to: int) -> bool:
+    """Take units out; whether there were any."""
     groups = structure_of(edit.model, graph).groups
     reads = constant_inputs(edit.model, graph)
-    gone = dead(edit.model, groups, reads)
+    gone = _rounded(groups, dead(edit.model, groups, reads), round_to)
     if absorb(edit, groups, gone, reads):
         remove(edit, groups, gone)
     return bool(gone)
+
+
+def _rounded(groups: Sequence[Group], gone: Mapping[int, Tensor], to: int) -> dict[int, Tensor]:
+    """Less of ``gone``, such that what stays is a multiple of ``to`` in channels, of which a unit may have several."""
+    result = {}
+    for number, units in gone.items():
+        group = groups[number]
+        step = 1 if group.split_by else to // gcd(to, group.places[0].index.shape[1])
+        stay = min(group.size, -(-int((~units).sum()) // step) * step)
+        spare = units.nonzero().flatten()[group.size - stay :]
+        left = units.clone()
+        left[spare] = False
+        if left.any():
+            result[number] = left
+    return result

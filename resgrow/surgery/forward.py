@@ -1,13 +1,18 @@
 """Running a model on example inputs without leaving a trace on it."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from resgrow._modes import eval_mode
 
 Inputs = Tensor | Sequence[Tensor]
+AnyInputs = Inputs | Mapping[str, Tensor]
 
 # Largest difference of an output that summing in another order explains, relative to the largest output or 1.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -51,6 +56,64 @@ def evaluate(model: nn.Module, inputs: Sequence[Tensor], op: str) -> Tensor:
     if not isinstance(output, Tensor):
         raise TypeError(f"{op}: the model must return one tensor (got {type(output).__name__})")
     return output
+
+
+@dataclass(frozen=True)
+class Example:
+    """Arguments of a forward call."""
+
+    args: tuple[Tensor, ...]
+    kwargs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, example_inputs: Example | AnyInputs, op: str) -> Example:
+        """From a tensor, the sequence of a model's arguments, or its keyword arguments. Raises as `as_inputs`."""
+        if isinstance(example_inputs, Example):
+            return example_inputs
+        if isinstance(example_inputs, Mapping) and example_inputs:
+            as_inputs(tuple(example_inputs.values()), op)
+            return cls((), dict(example_inputs))
+        return cls(as_inputs(example_inputs, op))  # type: ignore[arg-type]
+
+
+def outputs(model: nn.Module, example: Example, op: str) -> tuple[Tensor, ...]:
+    """All tensors that the model returns on an example in evaluation mode, however they are packed.
+
+    Raises:
+        ValueError: the model does not run on it; the original error is chained.
+        TypeError: it returns no tensor.
+    """
+    with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            made = model(*example.args, **example.kwargs)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            shapes = [tuple(x.shape) for x in (*example.args, *example.kwargs.values())]
+            raise ValueError(
+                f"{op}: the model does not run on example_inputs (got shapes {shapes}: {error}); pass a batch like "
+                "those it was trained on"
+            ) from error
+    found = tuple(leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor))
+    if not found:
+        raise TypeError(f"{op}: the model must return tensors (got {type(made).__name__})")
+    return found
+
+
+def finite_outputs(model: nn.Module, example: Example, op: str) -> tuple[Tensor, ...]:
+    """The same, for outputs that are to be compared: NaN and infinity are ValueErrors."""
+    made = outputs(model, example, op)
+    if not all(bool(each.isfinite().all()) for each in made):
+        raise ValueError(f"{op}: the model's outputs must be finite to be compared (got NaN or inf); check weights")
+    return made
+
+
+def require_same_outputs(expected: Sequence[Tensor], actual: Sequence[Tensor], op: str) -> None:
+    """RuntimeError where outputs differ in number, in shape, or by more than rounding."""
+    before, after = ([tuple(each.shape) for each in made] for made in (expected, actual))
+    if before != after:
+        raise RuntimeError(f"{op}: outputs must keep their shapes (got {before} before and {after} after)")
+    for one, other in zip(expected, actual, strict=True):
+        if one.is_floating_point() or one.is_complex():
+            require_same(one, other, op)
 
 
 def require_same(expected: Tensor, actual: Tensor, op: str) -> None:

@@ -54,6 +54,10 @@ class Masks(Mapping[str, Tensor]):
         return f"Masks({len(self)} parameters, density {self.density():.4f})"
 
     @property
+    def model(self) -> nn.Module:
+        return self._model
+
+    @property
     def optimizers(self) -> list[Optimizer]:
         """Those the masks are attached to."""
         return [optimizer for optimizer, _ in self._attached]

@@ -1,5 +1,6 @@
 """Coupled dimensions of any model that ``torch.export`` can follow: what goes, or comes, together."""
 
+from resgrow.surgery.structure.bypass import bypasses
 from resgrow.surgery.structure.constants import constant_inputs
 from resgrow.surgery.structure.dead import absorb, dead
 from resgrow.surgery.structure.edit import Edit
@@ -13,6 +14,7 @@ __all__ = [
     "Place",
     "Structure",
     "absorb",
+    "bypasses",
     "constant_inputs",
     "dead",
     "mask",

@@ -61,11 +61,15 @@ def described_call(node: Node, value: Callable[[Node], Any]) -> Call:
     names = [argument.name for argument in schema.arguments] if schema else []
     names += [f"argument {i}" for i in range(len(names), len(node.args))]
     arguments = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    stack = node.meta.get("nn_module_stack") or {}
-    path = str(next(reversed(stack.values()), ("",))[0]) if stack else ""
-    inside = path.removeprefix("L['self']").lstrip(".")
+    inside = next(reversed(module_paths(node)), "")
     filled = {name: _filled(argument, value) for name, argument in arguments.items()}
     return Call(node.target, filled, tuple(shapes(node)), inside)
+
+
+def module_paths(node: Node) -> list[str]:
+    """Of the modules that a node is inside of, from the model inwards."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [str(path).removeprefix("L['self']").lstrip(".") for path, _ in stack.values()]
 
 
 def shapes(node: Node) -> list[tuple[int, ...]]:

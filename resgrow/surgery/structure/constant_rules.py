@@ -58,6 +58,10 @@ def _product(call: Call) -> Known:
     return Known(call.shape, result)
 
 
+def _zeros(call: Call) -> Known:
+    return Known(call.shape, torch.zeros([1] * len(call.shape), dtype=torch.float64))
+
+
 def _same(call: Call) -> Known:
     first: Known = next(each for each in call.arguments.values() if isinstance(each, Known))
     return Known(call.shape, first.values)
@@ -192,6 +196,7 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
         "selu mish softplus add sub div neg abs exp sqrt pow prelu",
     ),
     (_product, "mul"),
+    (_zeros, "zeros_like"),
     (_same, "dropout feature_dropout alpha_dropout clone contiguous alias detach to _to_copy"),
     (_moved, "permute transpose t expand unbind select slice chunk split split_with_sizes cat roll flip mean sum"),
     (_reshaped, "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as"),

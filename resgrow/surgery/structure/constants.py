@@ -41,12 +41,21 @@ def constant_inputs(model: nn.Module, graph: Traced) -> dict[str, Read]:
     return walk.reads
 
 
+@torch.no_grad()
+def constants(model: nn.Module, graph: Traced) -> dict[Node, Any]:
+    """What is known of each operation's result when it has been made, before anything writes over it."""
+    walk = _Walk(model, graph)
+    walk.run()
+    return walk.made
+
+
 class _Walk:
     def __init__(self, model: nn.Module, graph: Traced) -> None:
         tensors: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
         tensors.update(model.named_parameters(remove_duplicate=False))
         self.graph = graph
         self.values: dict[Node, Any] = {}
+        self.made: dict[Node, Any] = {}
         self.reads: dict[str, Read] = {}
         for node in graph.nodes:
             if node.op == "placeholder" and node.name in graph.stored:
@@ -58,7 +67,7 @@ class _Walk:
     def run(self) -> None:
         for node in self.graph.nodes:
             if node.op == "call_function":
-                self.values[node] = self._call(node)
+                self.values[node] = self.made[node] = self._call(node)
 
     def _value(self, node: Node) -> Any:
         return self.values[node] if node in self.values else _nothing(node)

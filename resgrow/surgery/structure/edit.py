@@ -85,7 +85,7 @@ class Edit:
         self,
         path: str,
         make: Callable[[nn.Module], nn.Module],
-        beside: Mapping[str, nn.Parameter] | None = None,
+        beside: Mapping[str, nn.Parameter] | nn.Parameter | None = None,
     ) -> None:
         """Another module in the place of one, wherever that stands; it takes over the hooks.
 
@@ -95,7 +95,8 @@ class Edit:
             path: of the module; not the model itself.
             make: the old module to the new one, which may have the old one or its children inside. Called for the
                 model and for each follower.
-            beside: for each new parameter, by its name in the new model, one whose groups in the optimizers it joins.
+            beside: one whose groups in the optimizers all new parameters join, or one for each, by its name in the
+                model.
         """
         before = {id(parameter): parameter for parameter in self.model.parameters()}
         for model in self.models:
@@ -105,7 +106,7 @@ class Edit:
         self._undo.append(members.back)
         for name, parameter in self.model.named_parameters():
             if id(parameter) not in before and beside is not None:
-                members.join(parameter, beside[name])
+                members.join(parameter, beside if isinstance(beside, nn.Parameter) else beside[name])
         for key, parameter in before.items():
             if key not in after:
                 members.leave(parameter)
@@ -113,9 +114,13 @@ class Edit:
         for masks in self.masks:
             self._set_masks(masks, {name: mask for name, mask in masks.items() if name in names})
 
-    def undo(self) -> None:
-        """Everything as it was before, to the bit."""
-        while self._undo:
+    def mark(self) -> int:
+        """For `undo`: what has been changed up to now."""
+        return len(self._undo)
+
+    def undo(self, mark: int = 0) -> None:
+        """Everything as it was before, to the bit; or as it was at a mark."""
+        while len(self._undo) > mark:
             self._undo.pop()()
 
     def _reindex(self, model: nn.Module, sources: Sources, fill: Fill | None) -> None:
@@ -176,6 +181,7 @@ class Edit:
     def _replace(self, model: nn.Module, old: nn.Module, make: Callable[[nn.Module], nn.Module]) -> None:
         parents = [(parent, key) for parent in model.modules() for key, each in parent._modules.items() if each is old]
         new = make(old)
+        new.training = old.training
         take_over_hooks(new, old)
         for parent, key in parents:
             self._undo.append(partial(parent._modules.__setitem__, key, old))

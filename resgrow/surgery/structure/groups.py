@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from resgrow.surgery.forward import AnyInputs, Example
 from resgrow.surgery.structure.atoms import PINNED
 from resgrow.surgery.structure.call import Call, described_call, shapes
 from resgrow.surgery.structure.heads import adapted
@@ -61,7 +61,7 @@ class Structure:
     unknown: list[str] = field(default_factory=list)
 
 
-def structure(model: nn.Module, inputs: Sequence[Tensor], op: str) -> Structure:
+def structure(model: nn.Module, inputs: Example | AnyInputs, op: str) -> Structure:
     """All units of the model that can be removed without touching anything outside them."""
     return structure_of(model, traced(model, inputs, op))
 
@@ -82,7 +82,7 @@ def structure_of(model: nn.Module, graph: Traced) -> Structure:
     return result
 
 
-def kept_because(model: nn.Module, inputs: Sequence[Tensor], op: str, name: str, dim: int) -> list[str]:
+def kept_because(model: nn.Module, inputs: Example | AnyInputs, op: str, name: str, dim: int) -> list[str]:
     """Why a parameter's dimension is in no group: what pins its indices."""
     walk = _Walk(traced(model, inputs, op))
     walk.run()

@@ -48,7 +48,10 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     (reduce.matmul, "matmul bmm mm"),
     (reduce.attention, "scaled_dot_product_attention"),
     # Element by element, but not tagged so by torch.
-    (elementwise, "dropout feature_dropout alpha_dropout hardswish rrelu to _to_copy type_as fill zero copy"),
+    (
+        elementwise,
+        "dropout feature_dropout alpha_dropout hardswish rrelu to _to_copy type_as fill zero copy zeros_like",
+    ),
 )
 _RULES = {name: rule for rule, names in _NAMES for name in names.split()}
 
