@@ -52,7 +52,7 @@ class Edit:
             self._reindex(model, sources, fill)
         for masks in self.masks:
             there = {name: mask for name, mask in masks.items() if name in sources}
-            self._set_masks(masks, {**masks, **{n: gathered(m, sources[n], True) for n, m in there.items()}})
+            self.set_masks(masks, {**masks, **{n: gathered(m, sources[n], True) for n, m in there.items()}})
 
     def set_attributes(self, path: str, values: Mapping[str, Any]) -> None:
         for model in self.models:
@@ -67,6 +67,24 @@ class Edit:
 
         self._undo.append(back)
         parameter.data.copy_(values)
+
+    def renew(self, indices: Mapping[str, Mapping[int, Tensor]], fill: Fill) -> None:
+        """Other numbers in some entries, at the same sizes; gradients and optimizer state there start at zero.
+
+        Args:
+            indices: name -> dimension -> which indices.
+            fill: as in `reindex`, called with all that is there now.
+        """
+        for model in self.models:
+            for name, dims in indices.items():
+                module = model.get_submodule(name.rpartition(".")[0])
+                tensor = getattr(module, name.rpartition(".")[2])
+                values = fill(name, tensor.detach().clone())
+                if not isinstance(tensor, nn.Parameter):
+                    self._set_buffer(module, name.rpartition(".")[2], values)
+                    continue
+                self.set_values(tensor, values)
+                self._forget(tensor, partial(_cleared, dims=dims))
 
     def add_parameter(self, path: str, name: str, parameter: nn.Parameter, beside: nn.Parameter) -> None:
         """One more for a module that has None in its place; optimizers get it in the groups of ``beside``."""
@@ -112,7 +130,11 @@ class Edit:
                 members.leave(parameter)
         names = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         for masks in self.masks:
-            self._set_masks(masks, {name: mask for name, mask in masks.items() if name in names})
+            self.set_masks(masks, {name: mask for name, mask in masks.items() if name in names})
+
+    def set_masks(self, masks: Masks, new: Mapping[str, Tensor]) -> None:
+        self._undo.append(partial(masks.exchange, dict(masks)))
+        masks.exchange(new)
 
     def mark(self) -> int:
         """For `undo`: what has been changed up to now."""
@@ -169,14 +191,21 @@ class Edit:
                 if isinstance(entry, Tensor) and entry.shape == old_shape and entry.dim():
                     state[key] = gathered(entry, dims)
 
+    def _forget(self, parameter: nn.Parameter, clear: Callable[[Tensor], Tensor]) -> None:
+        """Clear entries of the gradient and of optimizer state."""
+        if parameter.grad is not None:
+            self._undo.append(partial(setattr, parameter, "grad", parameter.grad))
+            parameter.grad = clear(parameter.grad)
+        for state in (optimizer.state[parameter] for optimizer in self.optimizers if parameter in optimizer.state):
+            self._undo.append(partial(state.update, dict(state)))
+            for key, entry in state.items():
+                if isinstance(entry, Tensor) and entry.shape == parameter.shape and entry.dim():
+                    state[key] = clear(entry)
+
     def _set_buffer(self, module: nn.Module, name: str, new: Tensor) -> None:
         old = module._buffers[name]
         self._undo.append(partial(module._buffers.__setitem__, name, old))
         module._buffers[name] = new
-
-    def _set_masks(self, masks: Masks, new: Mapping[str, Tensor]) -> None:
-        self._undo.append(partial(masks.exchange, dict(masks)))
-        masks.exchange(new)
 
     def _replace(self, model: nn.Module, old: nn.Module, make: Callable[[nn.Module], nn.Module]) -> None:
         parents = [(parent, key) for parent in model.modules() for key, each in parent._modules.items() if each is old]
@@ -186,3 +215,10 @@ class Edit:
         for parent, key in parents:
             self._undo.append(partial(parent._modules.__setitem__, key, old))
             parent._modules[key] = new
+
+
+def _cleared(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    result = tensor.clone()
+    for dim, index in dims.items():
+        result.index_fill_(dim, index.to(tensor.device), 0)
+    return result
