@@ -1,6 +1,7 @@
 """Running a model on example inputs without leaving a trace on it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,20 @@ def as_inputs(example_inputs: Inputs, op: str) -> tuple[Tensor, ...]:
             f"{op}: example_inputs must hold at least one sample in dimension 0 (got shape {tuple(inputs[0].shape)})"
         )
     return inputs
+
+
+def as_call(example_inputs: Inputs | Mapping[str, Any], op: str) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a forward call. Of keyword arguments the first tensor tells the batch, and
+    others need not be tensors.
+
+    Raises:
+        TypeError, ValueError: as `as_inputs`.
+    """
+    if not isinstance(example_inputs, Mapping):
+        return as_inputs(example_inputs, op), {}
+    named = dict(example_inputs)
+    as_inputs([value for value in named.values() if isinstance(value, Tensor)], op)
+    return (), named
 
 
 def evaluate(model: nn.Module, inputs: Sequence[Tensor], op: str) -> Tensor:

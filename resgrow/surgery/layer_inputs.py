@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resgrow._modes import eval_mode
-from resgrow.surgery.forward import Inputs, as_inputs
+from resgrow.surgery.forward import Inputs, as_call
 
 # Nets for images keep channels times side about constant, at 64 * 56 in those for ImageNet.
 _NOMINAL_BATCH = 16
@@ -41,8 +41,7 @@ def layer_inputs(
         ValueError: the model does not run on them.
         TypeError: they are not tensors.
     """
-    named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
-    inputs = () if named else as_inputs(example_inputs, op)  # type: ignore[arg-type]
+    inputs, named = as_call(example_inputs, op)
     found: dict[int, LayerInput] = {}
     handles = [layer.register_forward_pre_hook(_recorder(found), with_kwargs=True) for layer in layers]
     try:
