@@ -1,6 +1,6 @@
 import pytest
 import torch
-from surgery_nets import convnet, small_resnet
+from surgery_nets import small_resnet
 from torch import nn
 
 from resgrow.nn import lenet5, resnet
@@ -52,9 +52,6 @@ def test_counting_leaves_no_trace() -> None:
 
 
 def test_layers_without_macs_and_several_inputs() -> None:
-    rows = {row.name: row for row in count_layers(convnet(), (torch.zeros(1, 2, 11, 11),))}
-    assert (rows["0.1"].params, rows["0.1"].macs) == (10, 0)
-    assert (rows["2"].kind, rows["2"].params, rows["2"].live_params) == ("TriStateReLU", 8, 8)
     bilinear = nn.Bilinear(2, 3, 4)
     assert count_macs(bilinear, (torch.zeros(5, 2), torch.zeros(5, 3))) == 0
     assert count_params(bilinear) == 28

@@ -13,7 +13,7 @@ from torch import nn
 def around_modules(
     model: nn.Module, enter: Callable[[nn.Module, Any, Any], None], leave: Callable[[nn.Module, Any, Any], None]
 ) -> Iterator[None]:
-    """Inside: ``enter(module, args, kwargs)`` before and ``leave(module, args, output)`` after each call of each module,
+    """Inside: ``enter(module, args, kwargs)`` before and ``leave(module, args, output)`` after each call of a module,
     the model among them; the latter also where a call ends with an error, which its caller may catch (output None)."""
     handles = []
     try:
