@@ -409,7 +409,8 @@ def test_torchvision_models() -> None:
 
 def test_transformers_models() -> None:
     transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(32, 16, 2, 4, 24, max_position_embeddings=8)
+    sizes = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BertConfig(**sizes, intermediate_size=24, max_position_embeddings=8)
     model = transformers.BertModel(config)
     ids = torch.randint(32, (2, 6))
     found = profile(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
