@@ -6,16 +6,18 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from resgrow._errors import InputError
 from resgrow._files import write_atomic
+from resgrow.experiments.bench_measure import inference, interleaved
 from resgrow.experiments.device import require_device
 from resgrow.experiments.models import as_network
 from resgrow.experiments.named_models import Subject, find
@@ -25,6 +27,7 @@ from resgrow.info import versions
 from resgrow.report.widths import widths_png
 from resgrow.surgery import Comparison, Profile, profile
 
+_ROUNDS = 20
 TABLE, RESULT, DRAWING = "profile.csv", "profile.json", "widths.png"
 
 
@@ -64,10 +67,15 @@ def run(config: CountConfig, console: Console) -> Profile:
     subject = find("count", config.model)
     other = None if config.against is None else find("count", config.against)
     x = _example(config, [subject, *([other] if other else [])])
-    found = _profiled(config, config.model, subject.model, x)
+    found = _profiled(config, config.model, subject, x)
     compared = None
     if other is not None and config.against is not None:
-        compared = _profiled(config, config.against, other.model, x).compare(found)
+        before = _profiled(config, config.against, other, x)
+        if config.latency:  # each has been timed at its own time, which does not compare on a busy machine
+            calls = {"before": inference(other.model, x), "after": inference(subject.model, x)}
+            seconds = {name: median(taken) for name, taken in interleaved(calls, _ROUNDS, x.device).items()}
+            before, found = replace(before, seconds=seconds["before"]), replace(found, seconds=seconds["after"])
+        compared = before.compare(found)
     console.print(_title(config), markup=False, highlight=False, soft_wrap=True)
     console.print(str(compared or found), markup=False, highlight=False, soft_wrap=True)
     if config.out is not None:
@@ -85,10 +93,10 @@ def _example(config: CountConfig, subjects: Sequence[Subject]) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
-def _profiled(config: CountConfig, name: str, model: nn.Module, x: Tensor) -> Profile:
+def _profiled(config: CountConfig, name: str, subject: Subject, x: Tensor) -> Profile:
     """With zeros left out where the model has some."""
-    as_network(model).to(config.device)
-    masks: Mapping[str, Tensor] | None = present(model)
+    model = as_network(subject.model).to(config.device)
+    masks: Mapping[str, Tensor] | None = None if subject.drawn else present(model)
     if masks is not None and all(bool(mask.all()) for mask in masks.values()):
         masks = None
     try:

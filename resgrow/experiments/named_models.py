@@ -20,21 +20,25 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and the shape of one of its inputs, without the batch; None where it is not known."""
+    """A model and the shape of one of its inputs, without the batch; None where it is not known.
+
+    ``drawn``: its weights are random, so that zeros among them say nothing.
+    """
 
     model: nn.Module
     shape: Shape | None
+    drawn: bool = False
 
 
 def _resnet(depth: int) -> Callable[[], Subject]:
-    return lambda: Subject(resgrow.nn.resnet(depth), (3, 32, 32))
+    return lambda: Subject(resgrow.nn.resnet(depth), (3, 32, 32), True)
 
 
 BUILT_IN: dict[str, Callable[[], Subject]] = {
     "resnet8": _resnet(8),
     "resnet20": _resnet(20),
     "resnet56": _resnet(56),
-    "lenet5": lambda: Subject(resgrow.nn.lenet5(), (1, 28, 28)),
+    "lenet5": lambda: Subject(resgrow.nn.lenet5(), (1, 28, 28), True),
 }
 
 
@@ -48,7 +52,7 @@ def find(command: str, name: str) -> Subject:
     if name in BUILT_IN:
         return BUILT_IN[name]()
     if name.startswith("torchvision:"):
-        return Subject(_torchvision(command, name.partition(":")[2]), (3, 224, 224))
+        return Subject(_torchvision(command, name.partition(":")[2]), (3, 224, 224), True)
     if Path(name).is_dir():
         return Subject(_stored(name), None)
     if ":" in name:

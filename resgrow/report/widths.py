@@ -52,7 +52,7 @@ def draw_widths(
     axes.grid(axis="x", visible=False)
     axes.set(title=title, ylabel="width: channels, features or heads")
     if before is not None:
-        axes.legend(fontsize=8, loc="upper left")
+        axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1.03), ncols=2)
     return axes
 
 

@@ -219,6 +219,15 @@ def test_peak_in_inference_by_hand() -> None:
     assert profile(model, torch.randn(10, 100), memory=False).peak_bytes is None
 
 
+def test_models_without_memory_are_counted() -> None:
+    x = torch.randn(3, 1, 28, 28)
+    real, found = profile(lenet5(), x), profile(lenet5().to("meta"), x.to("meta"), latency=True)
+    assert found.layers == real.layers
+    assert found.saved_bytes == real.saved_bytes
+    assert (found.peak_bytes, found.seconds) == (None, None)
+    assert found.notes == ("peaks and times are not known on meta: only on cpu and cuda",)
+
+
 class Restless(nn.Module):
     """Writes to its buffers and draws random numbers, whatever its mode."""
 
@@ -388,6 +397,8 @@ def test_wrong_inputs(inputs: Any, error: type[Exception], rule: str) -> None:
 def test_wrong_models_and_masks() -> None:
     with pytest.raises(ValueError, match=r"profile: parameters must be initialised \(got lazy ones\)"):
         profile(nn.LazyLinear(3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"profile: modules must be Python's \(got a scripted one\)"):
+        profile(torch.jit.script(nn.Linear(4, 3)), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="mask must have its parameter's shape"):
         profile(nn.Linear(4, 2), torch.zeros(2, 4), masks={"weight": torch.ones(2, 3, dtype=torch.bool)})
 

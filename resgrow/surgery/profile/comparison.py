@@ -26,7 +26,8 @@ class Comparison:
     """A model before and after, layer by layer, by their names; print it for a table.
 
     Parameters and MACs are the live ones: all of them where no masks were given. Latencies are as each profile has
-    measured them, at its time.
+    measured them, at its own time: on a busy machine they do not compare (`resgrow count --against` lets the models
+    take turns).
 
     Raises:
         ValueError: the two are of different batch sizes.

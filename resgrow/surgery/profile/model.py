@@ -19,6 +19,7 @@ from resgrow.surgery.profile.result import LayerProfile, Profile
 from resgrow.surgery.profile.trace import Tally, Watched, watch
 from resgrow.surgery.profile.widths import width_of
 
+_MEASURED = ("cpu", "cuda")
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError)
 
 
@@ -52,11 +53,13 @@ def profile(
         memory: False leaves out ``saved_bytes`` and ``peak_bytes``, and two passes.
 
     Raises:
-        ValueError: the model does not run on the inputs, is not initialised, or masks do not fit.
+        ValueError: the model does not run on the inputs, is not initialised or scripted, or masks do not fit.
         TypeError: inputs or masks are not tensors.
     """
     args, named = as_call(example_inputs, "profile")
     given = [x for x in (*args, *named.values()) if isinstance(x, Tensor)]
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError("profile: modules must be Python's (got a scripted one); profile what it was made of")
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError("profile: parameters must be initialised (got lazy ones); run the model once before")
     present = None if masks is None else checked_masks(model, masks)
@@ -83,9 +86,12 @@ def profile(
                 raise ValueError(
                     f"profile: the model must run on example_inputs (got {error}); pass a batch of its"
                 ) from error
-            if memory:
+            real = device.type in _MEASURED
+            if not real and (memory or latency):
+                notes.append(f"peaks and times are not known on {device.type}: only on {' and '.join(_MEASURED)}")
+            if memory and real:
                 peak = measured("the peak in inference", lambda: peak_bytes(call, device))
-            if latency:
+            if latency and real:
                 seconds, spent = latencies(model, call, device)
         if memory:
             with train_mode(model):

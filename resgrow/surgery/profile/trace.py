@@ -183,8 +183,8 @@ class _Watch(TorchDispatchMode):
 
 
 def memory_of(tensor: Tensor) -> int:
-    """Where a tensor's storage begins; `NOWHERE` where it is empty, or has none of its own (sparse tensors)."""
+    """Which storage a tensor lies in, also on the meta device; `NOWHERE` where it has none (sparse tensors)."""
     try:
-        return tensor.untyped_storage().data_ptr()
+        return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return NOWHERE
