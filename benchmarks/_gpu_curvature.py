@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import resgrow
 from resgrow import ops
-from resgrow.experiments.bench_measure import peak_bytes
+from resgrow._memory import peak_bytes
 from resgrow.ops import reference
 
 Shape = tuple[int, int, int, int, int]  # channels in, out, image side, kernel, stride

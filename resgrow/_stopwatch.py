@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import median
 from time import get_clock_info, perf_counter, thread_time
 
 import torch
@@ -11,6 +12,9 @@ Stopwatch = Callable[[Callable[[], object]], float]
 
 _FINE = 1e-6  # seconds
 _IN_A_ROW = 8
+# Rounds fill about this many seconds, within limits: a median needs some, and no call is worth more.
+_SECONDS = 0.3
+_ROUNDS = (7, 41)
 
 
 def stopwatch(device: torch.device) -> Stopwatch:
@@ -25,6 +29,23 @@ def stopwatch(device: torch.device) -> Stopwatch:
         return clock() - start
 
     return time
+
+
+def medians(calls: Sequence[Callable[[], object]], seconds_of: Stopwatch) -> list[float]:
+    """Median seconds of each, in rounds that call all of them: what else the machine does falls on all alike."""
+    times: list[list[float]] = [[] for _ in calls]
+
+    def play() -> float:
+        for call, taken in zip(calls, times, strict=True):
+            taken.append(seconds_of(call))
+        return sum(taken[-1] for taken in times)
+
+    play()  # the first calls also plan and allocate
+    least, most = _ROUNDS
+    rounds = max(least, min(most, int(_SECONDS / play())))
+    for _ in range(rounds - 1):
+        play()
+    return [median(taken[1:]) for taken in times]
 
 
 def fair_clock() -> Callable[[], float]:

@@ -1,4 +1,4 @@
-"""Command line: ``resgrow info``, ``resgrow fit``, ``resgrow saliency`` and ``resgrow bench``."""
+"""Command line: ``resgrow info``, ``resgrow fit``, ``resgrow saliency``, ``resgrow count`` and ``resgrow bench``."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ SALIENCY_EXAMPLES = """examples:
   resgrow saliency my-model --data ~/photos --method obs --hessian layer --limit 500 --out scores.safetensors
       own images in train/<class>/ and test/<class>/, 500 of them
 """
+COUNT_EXAMPLES = """examples:
+  resgrow count resnet20
+      each layer's width, parameters, multiply-accumulates and memory, and their sums
+  resgrow count torchvision:vit_b_16 --batch 8 --latency
+      with milliseconds, of each layer and of a forward pass
+  resgrow count runs/mnist-lenet5-20260101-120000 --against lenet5 --out sizes
+      before and after; profile.csv, profile.json and a drawing of the widths, widths.png, in sizes
+"""
 BENCH_EXAMPLES = """examples:
   resgrow bench resnet20
       half, a quarter and a tenth of the blocks left, chosen at random: each layer, the whole model, memory, break-even
@@ -47,6 +55,11 @@ INFO_EXAMPLES = """example:
   resgrow info
       what to copy into a bug report
 """
+
+MODEL_HELP = (
+    "resnet8, resnet20, resnet56, lenet5, torchvision:NAME, package.module:function, or a folder written by "
+    "resgrow.save or resgrow fit"
+)
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -112,6 +125,21 @@ def _saliency(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     _set_threads("saliency", arguments.threads)
+    run(config, _console())
+    return 0
+
+
+def _count(arguments: argparse.Namespace) -> int:
+    from resgrow.experiments.count_command import make_config, run
+
+    config = make_config(
+        arguments.model,
+        against=arguments.against,
+        input_shape=arguments.input,
+        out=arguments.out,
+        **{name: getattr(arguments, name) for name in ("batch", "latency", "device")},
+    )
+    _set_threads("count", arguments.threads)
     run(config, _console())
     return 0
 
@@ -236,6 +264,27 @@ def _add_saliency(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.set_defaults(run=_saliency)
 
 
+def _add_count(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "count",
+        help="parameters, multiply-accumulates, memory and time of a model, layer by layer",
+        description="Counts what each layer of a model costs for a batch of inputs, zeros apart where weights have "
+        "some, and compares it with another model where one is given.",
+        epilog=COUNT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=MODEL_HELP)
+    add("--against", metavar="MODEL", help="the model to compare with: as it was before")
+    add("--batch", type=int, default=1, metavar="N", help="inputs at once (default: 1)")
+    add("--input", metavar="CxHxW", help="shape of an input (default: by model, where that is known)")
+    add("--latency", action="store_true", help="measure times too")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
+    add("--out", metavar="DIR", help="folder for profile.csv, profile.json and widths.png (default: none)")
+    parser.set_defaults(run=_count)
+
+
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "bench",
@@ -246,12 +295,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "model",
-        metavar="MODEL",
-        help="resnet8, resnet20, resnet56, lenet5, torchvision:NAME, package.module:function, or a folder written by "
-        "resgrow.save or resgrow fit",
-    )
+    add("model", metavar="MODEL", help=MODEL_HELP)
     add(
         "--block",
         action="append",
@@ -285,6 +329,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_info(commands)
     _add_fit(commands)
     _add_saliency(commands)
+    _add_count(commands)
     _add_bench(commands)
     return parser
 

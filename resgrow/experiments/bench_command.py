@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from resgrow._errors import InputError
 from resgrow._files import write_atomic
 from resgrow._modes import eval_mode
-from resgrow.experiments.bench_models import find
 from resgrow.experiments.bench_points import Block, Point, break_even, measure_point, pruned
 from resgrow.experiments.bench_tables import layer_table, memory_table, total_table
 from resgrow.experiments.device import require_device
 from resgrow.experiments.models import as_network
+from resgrow.experiments.named_models import find
+from resgrow.experiments.options import require_new_folder, shape_of
 from resgrow.info import versions
 from resgrow.report.rows import percent
 from resgrow.report.speed_plots import layers_png, speedup_png
@@ -64,7 +65,7 @@ def make_config(
     """Reads the options. Raises InputError for values that cannot work."""
     blocks = None if block is None else tuple(_block(text) for part in block for text in part.split(","))
     densities = None if density is None else tuple(_density(text) for text in density.split(","))
-    shape = None if input_shape is None else _shape(input_shape)
+    shape = None if input_shape is None else shape_of("bench", input_shape)
     config = BenchConfig(model, blocks, densities, shape, None if out is None else Path(out), **rest)
     for name in ("batch", "repeats"):
         if getattr(config, name) < 1:
@@ -94,13 +95,6 @@ def _density(text: str) -> float:
     return value
 
 
-def _shape(text: str) -> tuple[int, ...]:
-    parts = text.split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"bench: --input must be for example 3x224x224 (got {text!r}); leave the batch out")
-    return tuple(int(part) for part in parts)
-
-
 def run(config: BenchConfig, console: Console) -> list[Point]:
     """Measures, prints, and writes if there is a folder to write to.
 
@@ -109,7 +103,7 @@ def run(config: BenchConfig, console: Console) -> list[Point]:
         RunError: the forms of the model do not give the same outputs.
         OSError: the files cannot be written.
     """
-    _check_out(config.out)
+    require_new_folder("bench", config.out)
     model, x = _prepare(config)
     points: list[Point] = []
     for block, density in _combinations(config, model):
@@ -140,19 +134,10 @@ def run(config: BenchConfig, console: Console) -> list[Point]:
     return points
 
 
-def _check_out(out: Path | None) -> None:
-    if out is None:
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"bench: the folder must not hold anything yet (got {out}); choose another with --out")
-    if not out.parent.is_dir():
-        raise InputError(f"bench: the folder's parent must exist (got {out.parent}); make it, or choose another --out")
-
-
 def _prepare(config: BenchConfig) -> tuple[nn.Module, Tensor]:
     """The model, dense and channels_last, and a batch that goes through it."""
     torch.manual_seed(config.seed)
-    subject = find(config.model)
+    subject = find("bench", config.model)
     shape = config.shape or subject.shape
     if shape is None:
         raise InputError("bench: the shape of an input must be known (got no --input); give it, such as 3x224x224")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from resgrow._errors import InputError, RunError
+from resgrow._memory import peak_bytes
 from resgrow._modes import eval_mode
 from resgrow.experiments import bench_measure as timing
 from resgrow.experiments.models import as_network
@@ -111,7 +112,7 @@ def measure_point(
         {name: median(times[name]) for name in ordered},
         {name: timing.median_ratio(times["dense"], times[name]) for name in ordered},
         {name: timing.held_bytes(forms[name], optimizers.get(name)) for name in ordered},
-        {name: timing.peak_bytes(calls[name], x.device) for name in ordered},
+        {name: peak_bytes(calls[name], x.device) for name in ordered},
         note,
         _sums(table),
     )

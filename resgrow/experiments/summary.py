@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from resgrow.surgery.count import count_layers, count_macs, count_params
+from resgrow.surgery.count import count_macs, count_params
+from resgrow.surgery.profile import profile
 
 
 @dataclass(frozen=True)
@@ -51,32 +52,24 @@ def sizes(model: nn.Module, example: Tensor) -> dict[str, int]:
     }
 
 
-def _widths(model: nn.Module) -> dict[str, int]:
-    """Output channels of every layer that has some."""
-    found = {}
-    for name, module in model.named_modules():
-        width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
-        if isinstance(width, int):
-            found[name] = width
-    return found
-
-
 def layer_table(dense: nn.Module, sized: nn.Module, example: Tensor) -> list[dict[str, Any]]:
     """One row per convolution and linear layer of ``dense``; a layer that is gone from ``sized`` has width 0."""
-    before, after = _widths(dense), _widths(sized)
-    counts = {row.name: row for row in count_layers(dense, example)}
-    left = {row.name: row for row in count_layers(sized, example, present(sized))}
-    return [
-        {
-            "name": name,
-            "kind": counts[name].kind,
-            "dense_width": width,
-            "sized_width": after.get(name, 0),
-            "dense_params": counts[name].params,
-            "sized_params": left[name].live_params if name in left else 0,
-        }
-        for name, width in before.items()
-    ]
+    before = profile(dense, example, memory=False)
+    after = {layer.name: layer for layer in profile(sized, example, masks=present(sized), memory=False).layers}
+    rows = []
+    for name, width in before.widths().items():
+        left = after.get(name)
+        rows.append(
+            {
+                "name": name,
+                "kind": before[name].kind,
+                "dense_width": width,
+                "sized_width": (left.width or 0) if left is not None else 0,
+                "dense_params": before[name].params,
+                "sized_params": left.live_params if left is not None else 0,
+            }
+        )
+    return rows
 
 
 def move_counts(moves: Sequence[Mapping[str, Any]]) -> dict[str, int]:

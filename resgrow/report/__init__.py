@@ -1,6 +1,7 @@
-"""Results for people: the table and the self-contained HTML report."""
+"""Results for people: the table, the self-contained HTML report, drawings."""
 
 from resgrow.report.render import render
 from resgrow.report.rows import result_rows
+from resgrow.report.widths import draw_widths
 
-__all__ = ["render", "result_rows"]
+__all__ = ["draw_widths", "render", "result_rows"]

@@ -3,7 +3,7 @@
 from resgrow.surgery.activations import swap_activations
 from resgrow.surgery.channel_units import ChannelUnits
 from resgrow.surgery.compact import compact
-from resgrow.surgery.count import LayerCount, count_layers, count_macs, count_params, layer_positions
+from resgrow.surgery.count import count_macs, count_params, layer_positions
 from resgrow.surgery.factorise import Factorised, FactorRow, factorise
 from resgrow.surgery.fuse import fuse
 from resgrow.surgery.gates import settle_gates
@@ -11,6 +11,7 @@ from resgrow.surgery.groups import ChannelGroup, Consumer, channel_groups
 from resgrow.surgery.make_units import make_units
 from resgrow.surgery.masks import Masks
 from resgrow.surgery.merge import Merged, MergeRow, merge_linear
+from resgrow.surgery.profile import Comparison, LayerProfile, Profile, profile
 from resgrow.surgery.prune import prune
 from resgrow.surgery.speed import Speed, measure
 from resgrow.surgery.storage import load, load_extra, save
@@ -24,13 +25,15 @@ __all__ = [
     "BlockUnits",
     "ChannelGroup",
     "ChannelUnits",
+    "Comparison",
     "Consumer",
     "FactorRow",
     "Factorised",
-    "LayerCount",
+    "LayerProfile",
     "Masks",
     "MergeRow",
     "Merged",
+    "Profile",
     "Speed",
     "Swap",
     "SwapRow",
@@ -38,7 +41,6 @@ __all__ = [
     "WeightUnits",
     "channel_groups",
     "compact",
-    "count_layers",
     "count_macs",
     "count_params",
     "factorise",
@@ -49,6 +51,7 @@ __all__ = [
     "make_units",
     "measure",
     "merge_linear",
+    "profile",
     "prune",
     "save",
     "settle_gates",

@@ -1,29 +1,12 @@
-"""Parameters and multiply-accumulates, per layer and in all."""
+"""Parameters and multiply-accumulates of a model, as budgets and costs of units count them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from resgrow.surgery.forward import Inputs, as_inputs, evaluate
-
-
-@dataclass(frozen=True)
-class LayerCount:
-    """One layer with parameters of its own.
-
-    ``macs`` are multiply-accumulates per sample when dense (0 for layers other than Conv2d and Linear);
-    ``live_params`` and ``live_macs`` leave out masked weights.
-    """
-
-    name: str
-    kind: str
-    params: int
-    macs: int
-    live_params: int
-    live_macs: int
+from resgrow.surgery.forward import AnyInputs, Example, outputs
 
 
 def count_params(model: nn.Module) -> int:
@@ -31,50 +14,29 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: nn.Module, example_inputs: Inputs, masks: Mapping[str, Tensor] | None = None) -> int:
+def count_macs(model: nn.Module, example_inputs: AnyInputs, masks: Mapping[str, Tensor] | None = None) -> int:
     """Multiply-accumulates of all Conv2d and Linear layers for one sample; bias additions do not count.
+
+    These are what removing weights can save, and the unit of budgets. `profile` counts every product.
 
     Args:
         model: any model; it is run once in evaluation mode.
-        example_inputs: a tensor, or the sequence of the model's arguments; dimension 0 is the batch.
+        example_inputs: a tensor, the sequence of the model's arguments, or a mapping of its keyword arguments;
+            dimension 0 is the batch.
         masks: where given, only present weights count.
 
     Raises:
         ValueError, TypeError: as `layer_positions`.
     """
-    return sum(layer.live_macs for layer in count_layers(model, example_inputs, masks))
+    present = {id(model.get_parameter(name)): int(mask.sum()) for name, mask in (masks or {}).items()}
+    total = 0
+    for name, positions in layer_positions(model, example_inputs).items():
+        weight = model.get_submodule(name).get_parameter("weight")
+        total += round(positions * present.get(id(weight), weight.numel()))
+    return total
 
 
-def count_layers(
-    model: nn.Module, example_inputs: Inputs, masks: Mapping[str, Tensor] | None = None
-) -> list[LayerCount]:
-    """One row for each layer that has parameters of its own, in the order of ``model.named_modules()``.
-
-    Arguments and errors are those of `count_macs`. A shared parameter's MACs are counted where it is used.
-    """
-    positions = layer_positions(model, example_inputs)
-    present = _live_counts(model, masks)
-    rows = []
-    for name, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        if not own:
-            continue
-        times = positions.get(name, 0.0)
-        weight = own.get("weight")
-        rows.append(
-            LayerCount(
-                name,
-                type(module).__name__,
-                sum(parameter.numel() for parameter in own.values()),
-                round(times * weight.numel()) if weight is not None else 0,
-                sum(present[id(parameter)] for parameter in own.values()),
-                round(times * present[id(weight)]) if weight is not None else 0,
-            )
-        )
-    return rows
-
-
-def layer_positions(model: nn.Module, example_inputs: Inputs) -> dict[str, float]:
+def layer_positions(model: nn.Module, example_inputs: AnyInputs) -> dict[str, float]:
     """How often one sample uses each weight of each Conv2d and Linear: output positions, summed over calls.
 
     Returns:
@@ -82,12 +44,12 @@ def layer_positions(model: nn.Module, example_inputs: Inputs) -> dict[str, float
 
     Raises:
         ValueError: an empty batch, or the model does not run on the inputs.
-        TypeError: example_inputs or the model's output are not tensors.
+        TypeError: example_inputs are not tensors, or the model returns none.
     """
-    inputs = as_inputs(example_inputs, "layer_positions")
+    example = Example.of(example_inputs, "layer_positions")
     used: dict[str, float] = {}
-    with _tapped(model, used, batch=inputs[0].shape[0]):
-        evaluate(model, inputs, "layer_positions")
+    with _tapped(model, used, batch=example.tensors()[0].shape[0]):
+        outputs(model, example, "layer_positions")
     return used
 
 
@@ -111,10 +73,3 @@ def _tapped(model: nn.Module, used: dict[str, float], batch: int) -> Iterator[No
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _live_counts(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[int, int]:
-    counts = {id(parameter): parameter.numel() for parameter in model.parameters()}
-    for name, mask in (masks or {}).items():
-        counts[id(model.get_parameter(name))] = int(mask.sum())
-    return counts

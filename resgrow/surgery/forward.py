@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from resgrow._modes import eval_mode
 
 Inputs = Tensor | Sequence[Tensor]
-AnyInputs = Inputs | Mapping[str, Tensor]
+AnyInputs = Inputs | Mapping[str, Any]
 
 # Largest difference of an output that summing in another order explains, relative to the largest output or 1.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -63,17 +64,25 @@ class Example:
     """Arguments of a forward call."""
 
     args: tuple[Tensor, ...]
-    kwargs: Mapping[str, Tensor] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, example_inputs: Example | AnyInputs, op: str) -> Example:
-        """From a tensor, the sequence of a model's arguments, or its keyword arguments. Raises as `as_inputs`."""
+        """From a tensor, the sequence of a model's arguments, or its keyword arguments. Of those the first tensor tells
+        the batch, and others need not be tensors.
+
+        Raises:
+            TypeError, ValueError: as `as_inputs`.
+        """
         if isinstance(example_inputs, Example):
             return example_inputs
-        if isinstance(example_inputs, Mapping) and example_inputs:
-            as_inputs(tuple(example_inputs.values()), op)
-            return cls((), dict(example_inputs))
-        return cls(as_inputs(example_inputs, op))  # type: ignore[arg-type]
+        if not isinstance(example_inputs, Mapping):
+            return cls(as_inputs(example_inputs, op))
+        as_inputs([value for value in example_inputs.values() if isinstance(value, Tensor)], op)
+        return cls((), dict(example_inputs))
+
+    def tensors(self) -> list[Tensor]:
+        return [x for x in (*self.args, *self.kwargs.values()) if isinstance(x, Tensor)]
 
 
 def outputs(model: nn.Module, example: Example, op: str) -> tuple[Tensor, ...]:
@@ -87,7 +96,7 @@ def outputs(model: nn.Module, example: Example, op: str) -> tuple[Tensor, ...]:
         try:
             made = model(*example.args, **example.kwargs)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            shapes = [tuple(x.shape) for x in (*example.args, *example.kwargs.values())]
+            shapes = [tuple(x.shape) for x in example.tensors()]
             raise ValueError(
                 f"{op}: the model does not run on example_inputs (got shapes {shapes}: {error}); pass a batch like "
                 "those it was trained on"

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from resgrow.nn import BasicBlock, ResNet, TriStateReLU
-from resgrow.surgery.forward import Inputs, as_inputs
+from resgrow.surgery.forward import AnyInputs
 from resgrow.surgery.structure import Group, Place, structure
 
 
@@ -68,7 +68,7 @@ def channel_groups(model: nn.Module, op: str) -> list[ChannelGroup]:
     return list(_walk("", model))
 
 
-def coupled(model: nn.Module, example_inputs: Inputs | None, op: str) -> list[Group]:
+def coupled(model: nn.Module, example_inputs: AnyInputs | None, op: str) -> list[Group]:
     """Groups of removable units of any model, with parameters as their only places, by ``model.named_parameters()``.
 
     Args:
@@ -89,7 +89,7 @@ def coupled(model: nn.Module, example_inputs: Inputs | None, op: str) -> list[Gr
             f"operations, which needs example_inputs (got none for {type(model).__name__}); pass one batch of inputs, "
             "or choose block=(1, 1) or (bo, bi)"
         )
-    return _of_parameters(model, structure(model, as_inputs(example_inputs, op), op).groups)
+    return _of_parameters(model, structure(model, example_inputs, op).groups)
 
 
 def _as_group(model: nn.Module, group: ChannelGroup) -> Group:

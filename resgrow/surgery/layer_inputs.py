@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resgrow._modes import eval_mode
-from resgrow.surgery.forward import Inputs, as_inputs
+from resgrow.surgery.forward import AnyInputs, Example
 
 # Nets for images keep channels times side about constant, at 64 * 56 in those for ImageNet.
 _NOMINAL_BATCH = 16
@@ -27,7 +27,7 @@ class LayerInput:
 
 
 def layer_inputs(
-    op: str, model: nn.Module, layers: Sequence[nn.Module], example_inputs: Inputs | Mapping[str, Tensor]
+    op: str, model: nn.Module, layers: Sequence[nn.Module], example_inputs: AnyInputs
 ) -> dict[int, LayerInput]:
     """The largest input of each layer in one forward pass, by ``id(layer)``; layers that were not called are missing.
 
@@ -41,13 +41,12 @@ def layer_inputs(
         ValueError: the model does not run on them.
         TypeError: they are not tensors.
     """
-    named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
-    inputs = () if named else as_inputs(example_inputs, op)  # type: ignore[arg-type]
+    example = Example.of(example_inputs, op)
     found: dict[int, LayerInput] = {}
     handles = [layer.register_forward_pre_hook(_recorder(found), with_kwargs=True) for layer in layers]
     try:
         with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(*inputs, **named)
+            model(*example.args, **example.kwargs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{op}: the model must run on example_inputs (got {error}); pass a batch of its") from error
     finally:

@@ -7,7 +7,7 @@ from torch import nn
 
 from resgrow.surgery.channel_units import ChannelUnits
 from resgrow.surgery.count import layer_positions
-from resgrow.surgery.forward import Inputs
+from resgrow.surgery.forward import AnyInputs
 from resgrow.surgery.groups import coupled
 from resgrow.surgery.structure import Group
 from resgrow.surgery.units import Units
@@ -20,7 +20,7 @@ def make_units(
     model: nn.Module,
     block: Block = (1, 1),
     exclude: Sequence[str] = (),
-    example_inputs: Inputs | None = None,
+    example_inputs: AnyInputs | None = None,
 ) -> Units:
     """The units a model can lose.
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from resgrow._text import table
 from resgrow.nn.block_sparse_base import BlockSparseLayer, present_blocks
 from resgrow.surgery.dense_names import dense_parameter, dense_parameters, dense_shape
 
@@ -147,7 +148,7 @@ class Masks(Mapping[str, Tensor]):
 
     def summary(self) -> str:
         """One line per masked parameter (name, shape, present, density) and a last one for all."""
-        rows = [("parameter", "shape", "present", "density")]
+        rows = []
         present = total = 0
         for name, mask in self._masks.items():
             kept = int(mask.sum())
@@ -155,10 +156,7 @@ class Masks(Mapping[str, Tensor]):
             rows.append((name, shape, f"{kept:,}/{mask.numel():,}", f"{kept / max(mask.numel(), 1):.4f}"))
             present, total = present + kept, total + mask.numel()
         rows.append(("all masked", "", f"{present:,}/{total:,}", f"{self.density():.4f}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        return "\n".join(
-            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows
-        )
+        return table(("parameter", "shape", "present", "density"), rows, ("parameter", "shape"))
 
     def __getstate__(self) -> dict[str, Any]:
         # An optimizer drops its hooks when it is copied or pickled; they are registered again by __setstate__.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from resgrow.surgery.compensate import compensated
-from resgrow.surgery.forward import Inputs
+from resgrow.surgery.forward import AnyInputs
 from resgrow.surgery.make_units import Block, make_units
 from resgrow.surgery.masks import Masks
 from resgrow.surgery.units import Units
@@ -21,7 +21,7 @@ def prune(
     scope: str = "global",
     exclude: Sequence[str] = (),
     cost: str = "params",
-    example_inputs: Inputs | None = None,
+    example_inputs: AnyInputs | None = None,
     compensate: bool = True,
 ) -> Masks:
     """Zero the units whose removal raises the score least per parameter, or per multiply-accumulate.

@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from resgrow._stopwatch import Stopwatch, stopwatch
+from resgrow._stopwatch import medians, stopwatch
 from resgrow.nn.block_sparse import from_dense
 from resgrow.surgery.speed_cache import recall, remember
 
-# Rounds fill about this many seconds, within limits: a median needs some, and no layer is worth more.
-_SECONDS = 0.3
-_ROUNDS = (7, 41)
 # Densities whose ratio is below this share one measurement. Sparse time is nearly a + b density, so its error is at
 # most half of that, 2.5 %: less than two measurements differ by. Equal steps would be coarse where density is low.
 _DENSITY_STEP = 1.05
@@ -137,7 +133,7 @@ def _time(
                 target.copy_(source)
 
         calls = [_call(dense, dense.weight, x, y, train), _call(sparse, sparse.values, x, y, train), copies]
-        return _medians(calls, stopwatch(device))
+        return medians(calls, stopwatch(device))
 
 
 def _call(layer: nn.Module, weight: Tensor, x: Tensor, grad: Tensor, train: bool) -> Callable[[], object]:
@@ -145,20 +141,3 @@ def _call(layer: nn.Module, weight: Tensor, x: Tensor, grad: Tensor, train: bool
         return lambda: layer(x)
     leaf = x.detach().requires_grad_()
     return lambda: torch.autograd.grad(layer(leaf), (leaf, weight), grad)
-
-
-def _medians(calls: Sequence[Callable[[], object]], seconds_of: Stopwatch) -> list[float]:
-    """Median seconds of each, in rounds that call all of them: what else the machine does falls on all alike."""
-    times: list[list[float]] = [[] for _ in calls]
-
-    def play() -> float:
-        for call, taken in zip(calls, times, strict=True):
-            taken.append(seconds_of(call))
-        return sum(taken[-1] for taken in times)
-
-    play()  # the first calls also plan and allocate
-    least, most = _ROUNDS
-    rounds = max(least, min(most, int(_SECONDS / play())))
-    for _ in range(rounds - 1):
-        play()
-    return [median(taken[1:]) for taken in times]

@@ -16,7 +16,7 @@ from resgrow.nn.block_sparse_base import BlockSparseLayer, present_blocks
 from resgrow.ops.block_index import check_block
 from resgrow.ops.block_sparse import has_kernel
 from resgrow.surgery.exchange import Exchange, Site, as_optimizers, plan, sites, strange_state
-from resgrow.surgery.forward import Inputs
+from resgrow.surgery.forward import AnyInputs
 from resgrow.surgery.layer_inputs import LayerInput, layer_inputs, nominal_input
 from resgrow.surgery.masks import Masks, checked_masks
 from resgrow.surgery.speed import Speed, measure
@@ -34,7 +34,7 @@ def swap(
     model: nn.Module,
     masks: Mapping[str, Tensor] | None = None,
     *,
-    example_inputs: Inputs | Mapping[str, Tensor] | None = None,
+    example_inputs: AnyInputs | None = None,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     block: tuple[int, int] | str = "auto",
     force: bool = False,

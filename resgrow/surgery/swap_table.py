@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from resgrow._text import table
 from resgrow.surgery.speed import Speed
 
 
@@ -62,19 +63,12 @@ class Swap(Mapping[str, SwapRow]):
         return f"Swap({len(self)} layers, {len(self.swapped)} block-sparse)"
 
     def __str__(self) -> str:
-        rows = [_HEAD, *(_cells(row) for row in self._rows.values()), _total(list(self._rows.values()))]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-        lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
-        return "\n".join([*lines, *filter(None, [self.note])])
+        rows = [*(_cells(row) for row in self._rows.values()), _total(list(self._rows.values()))]
+        return "\n".join([table(_HEAD, rows, _LEFT), *filter(None, [self.note])])
 
 
 _HEAD = ("layer", "block", "density", "input", "dense ms", "sparse ms", "ideal ms", "speed-up", "now")
 _LEFT = {"layer", "block", "input", "now"}
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    columns = zip(_HEAD, row, widths, strict=True)
-    return [cell.ljust(width) if title in _LEFT else cell.rjust(width) for title, cell, width in columns]
 
 
 def _cells(row: SwapRow) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import resgrow
+from resgrow._memory import peak_bytes
 from resgrow.cli import main
 from resgrow.experiments import bench_measure, bench_points
 from resgrow.experiments.bench_points import Point, break_even
@@ -242,8 +243,8 @@ def test_memory_is_counted_exactly():
     bench_measure.training_step(layer, torch.randn(3, 16), optimizer)()
     assert bench_measure.held_bytes(layer, optimizer) == 3 * 4 * 128
     x = torch.zeros(1000)
-    assert bench_measure.peak_bytes(lambda: x.sin(), x.device) == 4000
-    assert bench_measure.peak_bytes(lambda: x.sin().sin().sin(), x.device) == 8000
+    assert peak_bytes(lambda: x.sin(), x.device) == 4000
+    assert peak_bytes(lambda: x.sin().sin().sin(), x.device) == 8000
 
 
 def test_calls_are_interleaved_in_turning_order():

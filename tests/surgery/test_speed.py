@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import resgrow
 from resgrow._load import _C
-from resgrow._stopwatch import stopwatch
+from resgrow._stopwatch import medians, stopwatch
 from resgrow.surgery import Speed, measure, speed
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
         seconds.append([8.0 + len(seconds), 1.0, 0.5])
         return seconds[-1]
 
-    monkeypatch.setattr(speed, "_medians", medians)
+    monkeypatch.setattr(speed, "medians", medians)
     return seconds
 
 
@@ -77,7 +77,7 @@ def test_real_times_are_positive_and_leave_the_layer_alone() -> None:
 
 def test_medians_of_interleaved_rounds() -> None:
     order: list[int] = []
-    times = speed._medians([lambda: order.append(0), lambda: order.append(1)], stopwatch(CPU))
+    times = medians([lambda: order.append(0), lambda: order.append(1)], stopwatch(CPU))
     assert len(times) == 2
     assert order[:6] == [0, 1] * 3
     assert len(order) >= 2 * 8
@@ -85,11 +85,11 @@ def test_medians_of_interleaved_rounds() -> None:
 
 def test_waiting_for_other_programs_does_not_count(threads: None) -> None:
     torch.set_num_threads(1)
-    waited, worked = speed._medians([lambda: time.sleep(0.02), lambda: sum(range(10_000))], stopwatch(CPU))
+    waited, worked = medians([lambda: time.sleep(0.02), lambda: sum(range(10_000))], stopwatch(CPU))
     assert 0 < waited < 0.01
     assert worked > 0
     torch.set_num_threads(2)  # the work of two threads is not in one's processor time
-    assert speed._medians([lambda: time.sleep(0.02)], stopwatch(CPU))[0] >= 0.02
+    assert medians([lambda: time.sleep(0.02)], stopwatch(CPU))[0] >= 0.02
 
 
 def test_known_measurements_are_not_repeated(timed: list[list[float]], cache: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from surgery_nets import convnet, saliency_like, small_resnet
 from torch import Tensor, nn
 
-from resgrow.surgery import LayerCount, Units, count_layers, make_units
+from resgrow.surgery import LayerProfile, Units, make_units, profile
 
 X = torch.randn(3, 2, 11, 11)
 
@@ -66,9 +66,9 @@ def live_cost(units: Units, masks: dict[str, Tensor], by: str) -> float:
 
 
 @functools.cache
-def weights_only(model: nn.Module) -> list[LayerCount]:
+def weights_only(model: nn.Module) -> list[LayerProfile]:
     """Counts of the layers, with biases taken out of their parameters."""
-    rows = [row for row in count_layers(model, X) if row.macs]
+    rows = [row for row in profile(model, X, memory=False).layers if row.macs]
     return [replace(row, params=model.get_parameter(f"{row.name}.weight").numel()) for row in rows]
 
 
