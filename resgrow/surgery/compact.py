@@ -21,6 +21,7 @@ from resgrow.surgery.structure import (
     structure_of,
     traced,
 )
+from resgrow.surgery.structure.bypass import Bypass
 from resgrow.surgery.structure.trace import Traced
 
 
@@ -105,16 +106,17 @@ def _shrink(edit: Edit, example: Example, expected: Sequence[Tensor], round_to: 
     whole = True
     while True:
         graph = traced(edit.model, example, "compact")
-        if whole and bypasses(edit.model, graph, example, "compact"):
-            whole = _bypass(edit, graph, example, expected)
+        found = bypasses(edit.model, graph, example, "compact") if whole else []
+        if found:
+            whole = _bypass(edit, found, example, expected)
         elif not _narrow(edit, graph, round_to):
             return
 
 
-def _bypass(edit: Edit, graph: Traced, example: Example, expected: Sequence[Tensor]) -> bool:
+def _bypass(edit: Edit, found: Sequence[Bypass], example: Example, expected: Sequence[Tensor]) -> bool:
     """Take out layers and blocks; whether that could be done. Code that does more with them than to call them stays."""
     mark = edit.mark()
-    for each in bypasses(edit.model, graph, example, "compact"):
+    for each in found:
         parameters = list(edit.model.get_submodule(each.path).parameters())
         edit.replace(each.path, each.make, beside=parameters[-1])
     try:

@@ -66,7 +66,7 @@ class _Search:
     def inside(self, path: str, module: nn.Module) -> Iterator[Bypass]:
         for name, child in module.named_children():
             inner = f"{path}.{name}" if path else name
-            if isinstance(child, Shift) or not _has_parameters(child):
+            if not _has_parameters(child) or _is_settled(child):
                 continue
             make = self._make(inner, child) if self.calls.plain(inner) else None
             if make is not None:
@@ -123,6 +123,12 @@ class _Search:
             activation = _ACTIVATIONS[operation(at)]
             return _Link("", lambda old: activation(), self.alive.reads[at][0])
         return None
+
+
+def _is_settled(module: nn.Module) -> bool:
+    """Whether it is what a constant branch has become."""
+    parts = [module, *module.modules()] if isinstance(module, nn.Sequential) else [module]
+    return all(isinstance(part, nn.Sequential | Shift | Zero) for part in parts)
 
 
 def _has_parameters(module: nn.Module) -> bool:
