@@ -70,7 +70,7 @@ def growth_site(model: nn.Module, graph: Traced, group: Group) -> GrowthSite:
 
 def _maker(model: nn.Module, group: Group) -> str:
     if group.split_by:
-        raise NoSite("the units are heads of attention")
+        raise NoSite(f"{group.split_by[0] or 'the model'} splits them, as into heads")
     makers: dict[str, Any] = {}
     for place in group.places:
         path, _, attribute = place.name.rpartition(".")
