@@ -2,7 +2,7 @@
 
 from resgrow import nn, ops
 from resgrow.controller import Budget, Controller, Move
-from resgrow.curvature import curvature
+from resgrow.curvature import Growth, curvature
 from resgrow.penalties import GateCoefficients, Gates, GroupPenalty
 from resgrow.saliency import Saliency, saliency
 from resgrow.surgery import (
@@ -14,6 +14,7 @@ from resgrow.surgery import (
     compact,
     factorise,
     fuse,
+    growth_gain,
     load,
     merge_linear,
     profile,
@@ -35,6 +36,7 @@ __all__ = [
     "GateCoefficients",
     "Gates",
     "GroupPenalty",
+    "Growth",
     "Masks",
     "Merged",
     "Move",
@@ -45,6 +47,7 @@ __all__ = [
     "curvature",
     "factorise",
     "fuse",
+    "growth_gain",
     "load",
     "merge_linear",
     "nn",

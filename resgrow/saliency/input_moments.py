@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from resgrow.curvature.patches import CHUNK, patches, patches_size
 from resgrow.curvature.request import result_dtype
 from resgrow.saliency.layers import Layer, run, watched
 from resgrow.saliency.request import Request
-
-# Numbers in the unfolded inputs that are in memory together: 64 MiB in float32.
-CHUNK = 2**24
 
 
 def input_moments(request: Request, layers: list[Layer]) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -31,8 +26,8 @@ def input_moments(request: Request, layers: list[Layer]) -> tuple[dict[str, Tens
     def visit(layer: Layer, x: Tensor) -> None:
         total = sums[layer.weight]
         x = x if layer.spatial == 0 or x.dim() > layer.spatial + 1 else x[None]
-        for piece in x.split(max(1, CHUNK // max(1, _unfolded_size(layer, x)))):
-            columns = _patches(layer, piece).to(total.dtype)
+        for piece in x.split(max(1, CHUNK // patches_size(layer.module, x))):
+            columns = patches(layer.module, piece).flatten(1, -2).to(total.dtype)
             total[:, 0].baddbmm_(columns.transpose(1, 2), columns, alpha=2)
             positions[layer.weight] += columns.shape[1]
 
@@ -46,31 +41,3 @@ def _zeros(layer: Layer) -> Tensor:
     weight = layer.module.weight
     row = weight[0].numel()
     return torch.zeros(layer.groups, 1, row, row, dtype=result_dtype(weight), device=weight.device)
-
-
-def _unfolded_size(layer: Layer, x: Tensor) -> int:
-    """Numbers in one sample's patches, at most."""
-    module: Any = layer.module
-    taps = module.weight[0, 0].numel()
-    strides = module.stride if layer.spatial else ()
-    size = x[0].numel() * taps
-    for stride in strides:
-        size //= stride
-    return size
-
-
-def _patches(layer: Layer, x: Tensor) -> Tensor:
-    """What each output position sees of the input: ``(groups, samples * positions, D)``."""
-    if layer.spatial == 0:
-        return x.reshape(1, -1, x.shape[-1])
-    module: Any = layer.module
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    for dim, (size, stride, dilation) in enumerate(
-        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
-    ):
-        x = x.unfold(dim, (size - 1) * dilation + 1, stride)[..., ::dilation]
-    # (N, C, *positions, *taps) to (groups, N, *positions, C / groups, *taps)
-    x = x.unflatten(1, (layer.groups, -1)).movedim(1, 0)
-    x = x.movedim(2, 2 + layer.spatial)
-    return x.flatten(2 + layer.spatial).flatten(1, 1 + layer.spatial)

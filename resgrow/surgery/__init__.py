@@ -8,6 +8,7 @@ from resgrow.surgery.factorise import Factorised, FactorRow, factorise
 from resgrow.surgery.fuse import fuse
 from resgrow.surgery.gates import settle_gates
 from resgrow.surgery.groups import ChannelGroup, Consumer, channel_groups
+from resgrow.surgery.growth_gain import growth_gain
 from resgrow.surgery.make_units import make_units
 from resgrow.surgery.masks import Masks
 from resgrow.surgery.merge import Merged, MergeRow, merge_linear
@@ -45,6 +46,7 @@ __all__ = [
     "count_params",
     "factorise",
     "fuse",
+    "growth_gain",
     "layer_positions",
     "load",
     "load_extra",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from resgrow.curvature.batches import Batch
+from resgrow.curvature.heads import LossFn
+from resgrow.surgery.directions import DIRECTED, directed
 from resgrow.surgery.exchange import as_optimizers, strange_state
 from resgrow.surgery.forward import Inputs, as_inputs, evaluate, require_same
 from resgrow.surgery.fresh import fresh
@@ -28,6 +32,8 @@ def widen(
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     init: str = "random",
     generator: torch.Generator | None = None,
+    loss_fn: LossFn | None = None,
+    data: Iterable[Any] | Batch | None = None,
 ) -> None:
     """Add units to a layer, in place, and to everything that goes with them. Outputs stay as they are.
 
@@ -46,6 +52,22 @@ def widen(
     * ``"net2wider"``: new units are copies of random existing ones, with their norms and statistics, and what reads a
       unit and its copies divides its weights among them (Chen, Goodfellow and Shlens 2016, "Net2Net", section 3.1).
       Copies get equal gradients: only dropout, or noise that the caller adds, makes them differ.
+    * ``"tiny"``: what makes the units is what ``loss_fn`` on ``data`` asks for most, beyond what changes of existing
+      weights can give (Verbockhaven et al. 2024, "Growing tiny networks"; equations in `resgrow.Growth`). Columns that
+      read them are zero: it is their first gradient that has the direction, and is large. Fan-ins are scaled such that
+      the units have mean square 1 before their activation; a batch norm directly behind has their mean and variance
+      as its own, gain 1 and bias 0. Activations make signs matter: of the ``by`` leading directions with both signs
+      those ``by`` units are taken whose columns have the largest gradient, as measured (one sign of each, where the
+      activation is odd). Where there are fewer, the rest is random, orthogonal to the directions found, of the same
+      size.
+    * ``"gradmax"``: the same with the directions of the largest gradient itself (Evci et al. 2022, "GradMax"). There
+      fan-ins are zero and fan-outs have the directions; behind a ReLU, whose derivative at zero is zero, that would be
+      dead, so their roles are changed: of the same singular vectors these are the others.
+
+    The last two are for units that one Linear or convolutional layer without groups makes, and such layers read, with
+    activations, batch norms, pooling and flattening between. The model is run in evaluation mode, two or three times
+    over the data, and each pass should read the same: a loader or a list, of which an iterator's batches become one.
+    The more samples, the better: there should be more output positions than inputs of a unit, and of what reads it.
 
     The function is kept to rounding (a few ulp), not to the bit: sums over more terms run in another order.
 
@@ -56,13 +78,14 @@ def widen(
         by: how many units: channels, whole heads, or whole groups of channels in grouped convolutions.
         example_inputs: a tensor or the sequence of the model's arguments; the model is run on them in evaluation mode.
         optimizer: one or several that hold the model's parameters, or none.
-        init: "random" or "net2wider".
+        init: "random", "net2wider", "tiny" or "gradmax".
         generator: for the random numbers, of any device; torch's default one of the CPU otherwise.
+        loss_fn, data: for "tiny" and "gradmax", as in `resgrow.curvature`; samples of the size of example_inputs.
 
     Raises:
         ValueError: a name that the model does not have or whose outputs are not units of one group, ``by`` below 1,
-            another ``init``, a model that cannot be followed or run or is not finite, an optimizer that does not work
-            weight by weight.
+            another ``init``, or one that does not fit the units, no data or a loss that is not finite, a model that
+            cannot be followed or run or is not finite, an optimizer that does not work weight by weight.
         TypeError: arguments of other types.
         RuntimeError: outputs on example_inputs would change, as where products of the group's own activations are
             summed, or where sizes stand in the model's code.
@@ -73,8 +96,10 @@ def widen(
         raise TypeError(f"widen: by must be a whole number (got {by!r})")
     if by < 1:
         raise ValueError(f"widen: by must be at least 1 (got {by}); prune and compact make layers narrower")
-    if init not in _INITS:
-        raise ValueError(f"widen: init must be one of {', '.join(_INITS)} (got {init!r})")
+    if init not in (*_INITS, *DIRECTED):
+        raise ValueError(f"widen: init must be one of {', '.join((*_INITS, *DIRECTED))} (got {init!r})")
+    if init in _INITS and (loss_fn is not None or data is not None):
+        raise ValueError(f"widen: init={init!r} does not look at a loss (got loss_fn or data); leave them out")
     inputs = as_inputs(example_inputs, "widen")
     optimizers = as_optimizers("widen", model, optimizer)
     expected = evaluate(model, inputs, "widen")
@@ -83,7 +108,10 @@ def widen(
     group = named_group(model, inputs, structure(model, inputs, "widen"), name, "widen")
     _check(model, group, name, optimizers)
     larger = grown(group, by, "widen")
-    fill = _INITS[init](model, group, larger, generator)
+    if init in DIRECTED:
+        fill = directed(init, _random, model, inputs, name, group, larger, generator, loss_fn, data)
+    else:
+        fill = _INITS[init](model, group, larger, generator)
     edit = Edit(model, optimizers)
     try:
         insert(edit, group, larger, fill)

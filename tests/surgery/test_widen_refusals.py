@@ -52,7 +52,7 @@ BAD: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], s
     "one number": (lambda: made("gated"), {"name": "2.d"}, ValueError, r"2.d: one number for all units"),
     "half": (lambda: made("residual"), {"by": 1.5}, TypeError, r"whole number \(got 1.5\)"),
     "true": (lambda: made("residual"), {"by": True}, TypeError, r"whole number \(got True\)"),
-    "init": (lambda: made("residual"), {"init": "zeros"}, ValueError, r"random, net2wider \(got 'zeros'\)"),
+    "init": (lambda: made("residual"), {"init": "zeros"}, ValueError, r"net2wider, tiny, gradmax \(got 'zeros'\)"),
     "inputs": (lambda: made("residual"), {"example_inputs": [3]}, TypeError, r"widen: example_inputs"),
     "small inputs": (lambda: made("residual"), {"example_inputs": X[:, :2]}, ValueError, r"does not run"),
     "not finite": (lambda: made("residual"), {"example_inputs": X * torch.nan}, ValueError, r"must be finite"),
