@@ -67,6 +67,8 @@ def save(model: nn.Module, folder: str | Path, extra: dict[str, Any] | None = No
     write_atomic(folder / "model.json", text)
 
 
+@torch.inference_mode(mode=False)  # parameters made in inference mode could never be trained
+@torch.no_grad()
 def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
     """The model that `save` wrote, with its dtypes, memory formats, modes (training or evaluation) and requires_grad.
 
@@ -85,7 +87,7 @@ def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None =
             does not fit the model, or cannot be built without one. The given model is as it was then, to the bit.
         TypeError: ``model`` is not a module and does not return one.
     """
-    folder = Path(folder)
+    given, folder = _given(model), Path(folder)
     head = _read_description(folder)
     data = _read(folder / "model.safetensors")
     if hashlib.sha256(data).hexdigest() != head["sha256"]:
@@ -99,8 +101,7 @@ def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None =
         raise ValueError(f"load: {folder / 'model.safetensors'} is damaged ({error}); save the model again") from error
     plan = upgraded(head) if head["version"] == 1 else from_json(head["modules"])
     _check_tensors(plan, tensors)
-    with torch.no_grad():
-        return fit(plan, tensors, _given(model))
+    return fit(plan, tensors, given)
 
 
 def load_extra(folder: str | Path) -> dict[str, Any]:

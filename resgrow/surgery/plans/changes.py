@@ -48,10 +48,16 @@ class Changes:
         self._steps.append((_setter(module._buffers, name, new), _setter(module._buffers, name, old)))
 
     def parameter(self, module: nn.Module, name: str, new: nn.Parameter | None) -> None:
-        """Another object, by the module's own assignment: recurrent layers keep a list of theirs."""
+        """Another object."""
         old = module._parameters[name]
         if old is not new:
-            self._steps.append((lambda: setattr(module, name, new), lambda: setattr(module, name, old)))
+            self._steps.append((_setter(module._parameters, name, new), _setter(module._parameters, name, old)))
+            if isinstance(module, nn.RNNBase):
+                # Recurrent layers have a list of theirs besides.
+                flat = [id(each) for each in module._flat_weights]
+                listed = vars(module)["_flat_weights"]
+                at = flat.index(id(old))
+                self._steps.append((lambda: listed.__setitem__(at, new), lambda: listed.__setitem__(at, old)))
 
     def values(self, parameter: nn.Parameter, new: Tensor, trainable: bool) -> None:
         """Other numbers, of any shape, for the same object."""

@@ -65,8 +65,6 @@ class _Fitter:
         if node is None:
             return None
         if isinstance(node, Same):
-            if node.same not in self._made:
-                raise ValueError(f"load: a module must not be part of itself (got {path}); save the model again")
             return self._made[node.same]
         module = self._source(path, node)
         if module is None:

@@ -136,6 +136,8 @@ def _node(entry: Any, path: str, plan: Plan, names: set[str]) -> ModulePlan | Sa
     if _is_same(entry):
         if not isinstance(plan.get(entry["same"]), ModulePlan):
             raise _damaged("a module can be the same only as one before it", entry, path)
+        if not entry["same"] or path.startswith(f"{entry['same']}."):
+            raise _damaged("a module must not be part of itself", entry, path)
         return Same(entry["same"])
     if not isinstance(entry, dict) or set(entry) != {"type", "training", "numbers", "tensors", "layer"}:
         raise _damaged("a module must have type, training, numbers, tensors and layer", entry, path)

@@ -1,0 +1,448 @@
+"""Models of classes that no table knows, changed in every way, saved and brought back through their constructors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stored import assert_same, bits, edit
+from structure_nets import MODELS, Net, X, made, outputs, random_units
+from torch import Tensor, nn
+
+from resgrow.nn import TriStateReLU
+from resgrow.nn.attention import NarrowAttention
+from resgrow.surgery import compact, factorise, load, prune, save, swap, swap_activations, unswap, widen
+from resgrow.surgery.plans import changes
+from resgrow.surgery.structure import Edit, mask, remove, structure
+from resgrow.surgery.structure.tensors import assign
+
+
+def returned(model: nn.Module, folder: Path, make: Callable[[], nn.Module], x: Tensor = X) -> nn.Module:
+    """Saved, and loaded into another one: the same to the bit, with the same outputs."""
+    save(model, folder)
+    given = make()
+    again = load(folder, given)
+    assert again is given
+    assert_same(again, model)
+    assert torch.equal(outputs(again, x), outputs(model, x))
+    return again
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_smaller(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = made(name)
+    groups = structure(model, (X,), "test").groups
+    remove(Edit(model), groups, random_units(groups, 1, 0.4))
+    model.to(dtype, memory_format=torch.channels_last)
+    again = returned(model, tmp_path, MODELS[name], X.to(dtype))
+    assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in MODELS[name]().parameters())
+
+
+@pytest.mark.parametrize(("name", "layer"), [("residual", "stem"), ("transformer", "attention.qkv"), ("gated", "0")])
+def test_larger(name: str, layer: str, tmp_path: Path) -> None:
+    model = made(name)
+    widen(model, layer, 2, example_inputs=X)
+    returned(model, tmp_path, MODELS[name])
+
+
+def without_biases() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.second(self.norm(self.first(x)).relu())
+
+    first, second = nn.Conv2d(3, 6, 3, bias=False), nn.Conv2d(6, 4, 3, bias=False)
+    return Net(forward, first=first, norm=nn.BatchNorm2d(6), second=second).double().eval()
+
+
+def test_biases_that_are_new(tmp_path: Path) -> None:
+    model = without_biases()
+    nn.init.uniform_(model.norm.bias, 0.5, 1)
+    model.first.weight.data[:2] = 0
+    small = compact(model, X)
+    assert small.first.out_channels == 4
+    assert small.second.bias is not None
+    returned(small, tmp_path, without_biases)
+
+
+def test_biases_that_are_gone(tmp_path: Path) -> None:
+    model = without_biases()
+    save(model, tmp_path)
+    given = without_biases()
+    given.first.bias = nn.Parameter(torch.ones(6))
+    load(tmp_path, given)
+    assert given.first.bias is None
+    assert torch.equal(outputs(given), outputs(model))
+
+
+class Words(nn.Module):
+    """Tied, with heads of torch's own attention, a buffer that is not saved, and a frozen layer."""
+
+    def __init__(self, width: int = 12, words: int = 7) -> None:
+        super().__init__()
+        self.words = nn.Embedding(words, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 16, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2)
+        self.out = nn.Linear(width, words)
+        self.out.weight = self.words.weight
+        self.register_buffer("scale", torch.full((width,), 2.0), persistent=False)
+        self.out.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layers(self.words(x) * self.scale))
+
+
+def narrow_words() -> Words:
+    torch.manual_seed(0)
+    model = Words().eval()
+    x = torch.randint(0, 7, (2, 5))
+    groups = structure(model, (x,), "test").groups
+    remove(Edit(model), groups, random_units(groups, 0, 0.5))
+    return model
+
+
+def test_attention_with_fewer_heads_tied_and_frozen(tmp_path: Path) -> None:
+    model = narrow_words()
+    model.layers.layers[0].norm1.train()
+    model.scale.mul_(1.5)
+    assert type(model.layers.layers[0].self_attn) is NarrowAttention
+    again = returned(model, tmp_path, Words, torch.randint(0, 7, (2, 5)))
+    assert again.out.weight is again.words.weight
+    assert again.layers.layers[0].norm1.training
+    assert not again.layers.training
+    assert not again.out.bias.requires_grad
+
+
+def test_ties_that_only_one_of_both_has(tmp_path: Path) -> None:
+    def untied() -> Words:
+        model = Words()
+        model.out.weight = nn.Parameter(torch.randn(7, 12))
+        return model
+
+    x = torch.randint(0, 7, (2, 5))
+    again = returned(Words().eval(), tmp_path, untied, x)
+    again.words.weight.data.zero_()
+    assert not again.out.weight.any()
+    again = returned(untied().eval(), tmp_path, Words, x)
+    again.words.weight.data.zero_()
+    assert again.out.weight.any()
+
+
+def test_modules_that_only_one_of_both_shares(tmp_path: Path) -> None:
+    def model(shared: bool) -> nn.Module:
+        first = nn.Linear(3, 3)
+        second = first if shared else nn.Linear(3, 3)
+        return Net(lambda self, x: self.second(self.first(x)), first=first, second=second)
+
+    x = torch.randn(2, 3)
+    returned(model(True), tmp_path, lambda: model(False), x)
+    returned(model(False), tmp_path, lambda: model(True), x)
+
+
+class Block(nn.Module):
+    """A residual block with a setting that is no number, and one that is text."""
+
+    def __init__(self, stride: int = 1, mode: str = "add") -> None:
+        super().__init__()
+        self.stride, self.mode, self.slope = stride, mode, 0.1
+        self.conv = nn.Conv2d(4, 4, 3, stride, 1)
+        self.shortcut = nn.Conv2d(4, 4, 1, stride) if stride > 1 else None
+        self.relu = nn.ReLU()
+        self.act: Callable[[Tensor], Tensor] = torch.tanh
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.act(self.conv(x)) + self.slope * (x if self.shortcut is None else self.shortcut(x)))
+
+
+class Stages(nn.Module):
+    def __init__(self, blocks: int = 2) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.stage = nn.Sequential(Block(2), *(Block() for _ in range(blocks - 1)))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stage(self.stem(x)).mean((2, 3)))
+
+
+IMAGES = X.float()
+
+
+def test_blocks_whose_branch_is_gone(tmp_path: Path) -> None:
+    model = Stages()
+    block = model.stage[0]
+    model.stage[0] = nn.Sequential()
+    model.stage[0].add_module("shortcut", block.shortcut)
+    model.stage[0].add_module("relu", block.relu)
+    model.stage[1] = nn.Identity()
+    given = Stages()
+    kept = given.stage[0].shortcut.weight
+    save(model, tmp_path)
+    load(tmp_path, given)
+    assert given.stage[0].shortcut.weight is kept
+    assert_same(given, model)
+    assert torch.equal(outputs(given, IMAGES), outputs(model, IMAGES))
+
+
+def test_blocks_that_are_new(tmp_path: Path) -> None:
+    model = Stages()
+    new = Block()
+    new.slope = 0.5
+    new.conv = nn.Conv2d(4, 4, 5, padding=2)
+    model.stage.add_module("2", model.stage[1])
+    model.stage._modules = {"0": model.stage[0], "0_1": new, "1": model.stage[1], "2": Block()}
+    assert [type(block) for block in model.stage] == [Block] * 4
+    again = returned(model, tmp_path, Stages, IMAGES)
+    assert len({id(parameter) for parameter in again.parameters()}) == len(list(model.parameters()))
+
+
+def test_modules_that_are_gone(tmp_path: Path) -> None:
+    returned(Stages(1), tmp_path, lambda: Stages(4), IMAGES)
+
+
+def test_other_layers_in_the_place_of_some(tmp_path: Path) -> None:
+    model = Stages()
+    model = swap_activations(model, IMAGES, learn="width")
+    assert type(model.stage[0].relu) is TriStateReLU
+    model.stage[0].relu.w.data.uniform_(0, 1)
+    model = factorise(model, {"stem": 2, "head": 1}).model
+    returned(model, tmp_path, Stages, IMAGES)
+
+
+def test_block_sparse_layers(tmp_path: Path) -> None:
+    model = Stages()
+    scores = {name: torch.rand_like(p) for name, p in model.named_parameters()}
+    masks = prune(model, scores, sparsity=0.5, block=(4, 1))
+    assert len(swap(model, masks, block=(4, 1), force=True).swapped) > 2
+    again = returned(model, tmp_path, Stages, IMAGES)
+    unswap(again)
+    dense = Stages()
+    dense.load_state_dict(again.state_dict())
+    assert torch.equal(outputs(dense, IMAGES), outputs(again, IMAGES))
+
+
+def test_recurrent_layers_know_their_new_parameters(tmp_path: Path) -> None:
+    def make(size: int) -> nn.Module:
+        return Net(lambda self, x: self.lstm(x)[0], lstm=nn.LSTM(3, size, batch_first=True))
+
+    x = torch.randn(2, 4, 3)
+    returned(make(5), tmp_path, lambda: make(8), x)
+    returned(make(5), tmp_path, lambda: make(8).to("meta"), x)
+
+
+def test_a_model_without_memory_is_filled(tmp_path: Path) -> None:
+    model = narrow_words()
+    save(model, tmp_path)
+    with torch.device("meta"):
+        given = Words()
+    assert_same(load(tmp_path, given), model)
+
+
+def test_parameters_and_hooks_stay(tmp_path: Path) -> None:
+    model = made("residual")
+    groups = structure(model, (X,), "test").groups
+    remove(Edit(model), groups, random_units(groups, 1, 0.4))
+    save(model, tmp_path)
+    given = MODELS["residual"]()
+    given(IMAGES).sum().backward()
+    before = dict(given.named_parameters())
+    calls: list[int] = []
+    given.inner.register_forward_hook(lambda *_: calls.append(1))
+    load(tmp_path, given)
+    assert all(parameter is before[name] for name, parameter in given.named_parameters())
+    assert all(parameter.grad is None for parameter in given.parameters())
+    given(X).sum().backward()
+    assert len(calls) == 2
+
+
+def test_it_can_be_saved_and_loaded_again(tmp_path: Path) -> None:
+    first = load_saved(narrow_words(), tmp_path / "a")
+    save(first, tmp_path / "b")
+    assert (tmp_path / "a/model.json").read_text() == (tmp_path / "b/model.json").read_text()
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def load_saved(model: nn.Module, folder: Path) -> nn.Module:
+    save(model, folder)
+    return load(folder, Words)
+
+
+def test_scripts_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Stages.__module__
+    monkeypatch.setattr(Stages, "__module__", "__main__")
+    save(Stages(), tmp_path)
+    monkeypatch.setattr(Stages, "__module__", module)
+    load(tmp_path, Stages)
+    save(Stages(), tmp_path)
+    monkeypatch.setattr(Stages, "__module__", "__main__")
+    load(tmp_path, Stages)
+    monkeypatch.setattr(Stages, "__module__", "elsewhere")
+    with pytest.raises(ValueError, match=r"test_storage_plans\.Stages at the top \(got a elsewhere\.Stages\)"):
+        load(tmp_path, Stages)
+
+
+def test_what_is_no_number_stays_as_constructed(tmp_path: Path) -> None:
+    save(Stages(), tmp_path)
+    given = Stages()
+    given.stage[0].act, given.stage[0].mode, given.stage[0].slope = torch.sin, "other", 7.0
+    load(tmp_path, given)
+    assert (given.stage[0].act, given.stage[0].mode, given.stage[0].slope) == (torch.sin, "other", 0.1)
+
+
+def changed(path: str, **entries: Any) -> Any:
+    return lambda head: head["modules"][path].update(entries)
+
+
+def told(path: str, **entries: Any) -> Any:
+    return lambda head: head["modules"][path]["numbers"].update(entries)
+
+
+def moved(old: str, new: str) -> Any:
+    def change(head: dict[str, Any]) -> None:
+        head["modules"] = {
+            new + name[len(old) :] if name == old or name.startswith(f"{old}.") else name: entry
+            for name, entry in head["modules"].items()
+        }
+
+    return change
+
+
+def test_private_numbers_that_a_model_lacks_are_left_out(tmp_path: Path) -> None:
+    save(Stages(), tmp_path)
+    edit(tmp_path, told("stage.0", _parameters=[1], _seen=3, _modules=None))
+    given = load(tmp_path, Stages)
+    assert not hasattr(given.stage[0], "_seen")
+    assert_same(given, load(tmp_path, Stages))
+
+
+CONV = {"weight": {"shape": [4, 4, 3, 3], "dtype": "float32", "trainable": True, "format": "contiguous"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (told("stage.0", slope="x"), "numbers must be"),
+        (told("stage.0", slope=None), "at stage.0 .got a float for slope, which was None"),
+        (told("stage.0", stride=[2]), "a int for stride"),
+        (told("stage.0", stride=True), "a int for stride"),
+        (told("stage.0", mode=1), "a str for mode"),
+        (told("stage.0", act=1), "a builtin_function_or_method for act"),
+        (told("stage.0", forward=1), "no such attribute for forward"),
+        (told("stage.0", conv=1), "no such attribute for conv"),
+        (told("stage.0", training=False), "a bool for training"),
+        (told("stage.0.conv", out_channels=7), "differ in out_channels"),
+        (changed("stage.0", type="os.system"), r"os\.system at stage\.0 .got a .*Block"),
+        (changed("", type="torch.nn.modules.linear.Linear"), r"Linear at the top .got a .*Stages"),
+        (changed("stage.0", tensors={"extra": None}), "no tensor extra"),
+        (changed("stage.0.conv", tensors=CONV), "lists"),
+        (moved("stage.0.conv", "stage.0.other"), "lists"),
+        (lambda head: head["modules"].pop("stage.0.conv"), "lists"),
+        (lambda head: head["modules"].update({"head": {"same": ""}}), "part of itself"),
+        (lambda head: head["modules"].update({"head": {"same": "stage"}}), "lists"),
+        (lambda head: head["modules"].update({"stage.0.relu": {"same": "stage.0"}}), "part of itself"),
+    ],
+)
+def test_plans_that_do_not_fit_leave_the_model_alone(tmp_path: Path, change: Any, message: str) -> None:
+    save(Stages(), tmp_path)
+    edit(tmp_path, change)
+    given = Stages()
+    before = bits(given)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, given)
+    assert bits(given) == before
+
+
+def renamed() -> nn.Module:
+    model = Stages()
+    for block in model.stage:
+        del block.slope
+    return model
+
+
+def registered() -> nn.Module:
+    model = Stages()
+    model.register_parameter("extra", nn.Parameter(torch.ones(1)))
+    return model
+
+
+def buffered() -> nn.Module:
+    model = Stages()
+    del model.stage[0].conv.weight
+    model.stage[0].conv.register_buffer("weight", torch.ones(4, 4, 3, 3))
+    return Net(lambda self, x: x, stage=model.stage)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (renamed, "no such attribute for slope"),
+        (registered, "at the top .got a further tensor extra"),
+        (buffered, r"test_storage_plans\.Stages at the top .got a structure_nets\.Net"),
+        (lambda: Stages().stage, r"Stages at the top .got a torch\.nn\.modules\.container\.Sequential"),
+    ],
+)
+def test_models_that_do_not_fit_are_left_alone(tmp_path: Path, make: Any, message: str) -> None:
+    save(Stages(), tmp_path)
+    given = make()
+    before = bits(given)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, given)
+    assert bits(given) == before
+
+
+@pytest.mark.parametrize("model", [3, lambda: 3, lambda: None, "resnet18"])
+def test_something_else_than_a_model(tmp_path: Path, model: Any) -> None:
+    save(Stages(), tmp_path)
+    with pytest.raises(TypeError, match=r"must be a .* or a function"):
+        load(tmp_path, model)
+
+
+def test_without_a_model_the_error_asks_for_one(tmp_path: Path) -> None:
+    save(Stages(), tmp_path)
+    with pytest.raises(ValueError, match=r"got .*Stages at the top\); give .*model=\.\.\."):
+        load(tmp_path)
+    save(nn.Sequential(nn.ReLU(), Block()), tmp_path)
+    with pytest.raises(ValueError, match=r"got .*Block at 1\); give .*model=\.\.\."):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("calls", range(4))
+def test_an_interrupted_change_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    model = narrow_words()
+    model.layers.layers[1] = nn.Identity()
+    model.scale = torch.ones(12)
+    model.out.bias = None
+    save(model, tmp_path)
+    given = Words()
+    given(torch.randint(0, 7, (2, 5))).sum().backward()
+    before = bits(given)
+    grads = [None if p.grad is None else p.grad.clone() for p in given.parameters()]
+    left = [calls]
+
+    def assign_and_stop(parameter: nn.Parameter, data: Tensor) -> None:
+        if left[0] == 0:
+            left[0] = -1
+            raise KeyboardInterrupt
+        left[0] -= 1
+        assign(parameter, data)
+
+    monkeypatch.setattr(changes, "assign", assign_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        load(tmp_path, given)
+    assert left[0] < 0
+    assert bits(given) == before
+    for old, parameter in zip(grads, given.parameters(), strict=True):
+        assert old is parameter.grad if old is None else torch.equal(old, parameter.grad)
+
+
+def test_masks_can_be_made_for_what_was_loaded(tmp_path: Path) -> None:
+    model = made("residual")
+    groups = structure(model, (X,), "test").groups
+    mask(model, groups, random_units(groups, 1, 0.4))
+    again = returned(compact(model, X), tmp_path, MODELS["residual"])
+    scores = {name: torch.rand_like(p) for name, p in again.named_parameters()}
+    masks = prune(again, scores, sparsity=0.5)
+    assert masks.density() == pytest.approx(0.5, abs=0.01)
+    assert compact(again, X) is not again
