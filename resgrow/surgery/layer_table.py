@@ -124,6 +124,11 @@ def layer_of(module: nn.Module) -> str | None:
     return _NAMES.get(type(module))
 
 
+def is_leaf(name: str) -> bool:
+    """Whether layers of a row are their config and tensors of the shapes that it implies, and nothing else."""
+    return ROWS[name].join is None and ROWS[name].stored is None
+
+
 def config_of(module: nn.Module) -> dict[str, Any]:
     """The config of a module whose type has a row."""
     return {argument: _value(module, argument) for argument in ROWS[_NAMES[type(module)]].config}

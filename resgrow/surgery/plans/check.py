@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from resgrow.nn.attention import NarrowAttention
-from resgrow.surgery.layer_table import ROWS, build, config_of
+from resgrow.surgery.layer_table import ROWS, build, config_of, is_leaf
 from resgrow.surgery.plans.describe import own_tensors, shapes, type_name
-from resgrow.surgery.plans.numbers import Misfit, differing
+from resgrow.surgery.plans.numbers import Misfit, differing, numbers
 from resgrow.surgery.plans.plan import ModulePlan, TensorPlan, join
 
 # Classes that surgery turns a module into in place: the new one, and the one that constructors make.
@@ -68,19 +69,22 @@ def _is_named(kind: type, name: str) -> bool:
     return scripts and name.endswith(f".{kind.__qualname__}")
 
 
-def check_layer(path: str, node: ModulePlan, shape: Callable[[str, Any], tuple[int, ...] | None]) -> None:
-    """That a layer of the table says the same of itself in its config, its numbers and its tensors."""
-    if node.layer is None or is_packed(node) or ROWS[node.layer[0]].join is not None:
-        return
+def completed(path: str, node: ModulePlan, shape: Callable[[str, Any], tuple[int, ...] | None]) -> ModulePlan:
+    """With the numbers of a layer of the table, which its config implies.
+
+    Raises:
+        ValueError: the tensors are not those that the config implies.
+    """
+    if node.layer is None or not is_leaf(node.layer[0]):
+        return node
+    if node.numbers:
+        raise contradiction(path, f"numbers beside the config, {sorted(node.numbers)}")
     with torch.device("meta"):
         built = build(*node.layer, path)
     try:
         check(built, node)
-        odd = sorted(differing(built, node.numbers))
     except Misfit as misfit:
         raise contradiction(path, str(misfit)) from None
-    if odd:
-        raise contradiction(path, f"numbers and config that differ in {odd[0]}")
     wanted = shapes(own_tensors(built))
     for name, tensor in node.tensors.items():
         found = shape(join(path, name), tensor)
@@ -89,6 +93,7 @@ def check_layer(path: str, node: ModulePlan, shape: Callable[[str, Any], tuple[i
                 f"load: tensors must fit the described layers (got {found} for {join(path, name)}, layer wants "
                 f"{wanted[name]}); save the model again"
             )
+    return replace(node, numbers=numbers(built))
 
 
 def contradiction(path: str, found: str) -> ValueError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from resgrow.surgery.layer_table import ROWS, build, config_of, layer_of
+from resgrow.surgery.layer_table import ROWS, build, config_of, is_leaf, layer_of
 from resgrow.surgery.plans.numbers import numbers
 from resgrow.surgery.plans.plan import DEEPEST, ModulePlan, Plan, Same, TensorPlan, join
 
@@ -65,7 +65,7 @@ class _Writer:
     def _plain(self, module: nn.Module, path: str, name: str | None) -> ModulePlan:
         built = None if name is None else _built(module, name)
         layer = None if name is None or built is None else (name, config_of(module))
-        told = numbers(module) if built is None else {key: numbers(module)[key] for key in numbers(built)}
+        told = numbers(module) if built is None else {} if name and is_leaf(name) else numbers(built)
         tensors = {
             key: None if tensor is None else self._tensor(tensor, join(path, key), key in module._parameters)
             for key, tensor in own_tensors(module).items()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resgrow.surgery.layer_table import build
 from resgrow.surgery.plans.changes import Changes
-from resgrow.surgery.plans.check import check, check_layer, contradiction, is_fit, is_packed, turned_into
+from resgrow.surgery.plans.check import check, completed, contradiction, is_fit, is_packed, turned_into
 from resgrow.surgery.plans.describe import own_tensors, type_name
 from resgrow.surgery.plans.numbers import Misfit, differing
 from resgrow.surgery.plans.plan import (
@@ -38,9 +38,13 @@ def fit(plan: Plan, tensors: Mapping[str, Tensor], model: nn.Module | None) -> n
     Raises:
         ValueError: the plan does not fit; the model is then as it was, to the bit.
     """
+    entries = stored_tensors(plan)
+
+    def shape(name: str, tensor: TensorPlan | Same | None) -> tuple[int, ...] | None:
+        return None if tensor is None else entries[tensor.same if isinstance(tensor, Same) else name].shape
+
+    plan = plan | {path: completed(path, node, shape) for path, node in planned(plan)}
     fitter = _Fitter(plan, tensors, model)
-    for path, node in planned(plan):
-        check_layer(path, node, fitter.shape)
     made = fitter.make("")
     fitter.changes.commit()
     assert made is not None
@@ -188,10 +192,6 @@ class _Fitter:
         entry = self._entries[key]
         # A copy: the file's tensors are parts of one piece of memory, aligned to nothing.
         return self._values[key].clone(memory_format=FORMATS[entry.format])
-
-    def shape(self, name: str, tensor: TensorPlan | Same | None) -> tuple[int, ...] | None:
-        """Of a tensor of the plan, by its full name."""
-        return None if tensor is None else self._entries[tensor.same if isinstance(tensor, Same) else name].shape
 
 
 def _fits(subtree: Sequence[tuple[str, ModulePlan]], path: str, candidate: nn.Module) -> bool:

@@ -5,7 +5,8 @@ A plan has an entry for each path of the model, in the model's order, the model 
 * null where a module holds None in a child's place;
 * ``{"same": path}`` for a module that stands at an earlier path, too;
 * otherwise ``{"type", "training", "numbers", "tensors", "layer"}``: the class by its name (to be compared, never looked
-  up), `numbers`, its own parameters and buffers, and the row of the layer table it can be built from, or null.
+  up), `numbers`, its own parameters and buffers, and the row of the layer table that it can be built from, with its
+  config, or null. Numbers of layers of the table are not repeated: the config implies them.
 
 A tensor is null, ``{"same": name}`` for one that an earlier name has, too, or ``{"shape", "dtype", "trainable",
 "format"}``: "trainable" is null for buffers, "format" is the memory format.

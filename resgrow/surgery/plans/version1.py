@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from resgrow.surgery.layer_table import build, row_of, short
 from resgrow.surgery.plans.describe import own_tensors, type_name
-from resgrow.surgery.plans.numbers import numbers
 from resgrow.surgery.plans.plan import DEEPEST, ModulePlan, Plan, Same, TensorPlan, join, stored_tensors
 
 # Arguments that the table has got since, with what layers were built with before.
@@ -45,18 +43,15 @@ def _add(plan: Plan, path: str, description: Any, head: Mapping[str, Any]) -> No
     if isinstance(name, str) and isinstance(config, dict):
         config = _SINCE.get(name, {}) | config
     row = row_of(name, config, path)
-    told: dict[str, Any] = {}
-    tensors: dict[str, TensorPlan | Same | None] = {}
-    if row.join is None:
-        with torch.device("meta"):
-            layer = build(name, config, path)
-        told, tensors = numbers(layer), _tensors(layer, path, head)
-    plan[path] = ModulePlan(type_name(row.kind), head["training"], told, tensors, (name, config))
+    tensors = {} if row.join is not None else _tensors(name, config, path, head)
+    plan[path] = ModulePlan(type_name(row.kind), head["training"], {}, tensors, (name, config))
     for key, child in children.items():
         _add(plan, join(path, key), child, head)
 
 
-def _tensors(layer: nn.Module, path: str, head: Mapping[str, Any]) -> dict[str, TensorPlan | Same | None]:
+def _tensors(name: str, config: Any, path: str, head: Mapping[str, Any]) -> dict[str, TensorPlan | Same | None]:
+    with torch.device("meta"):
+        layer = build(name, config, path)
     result: dict[str, TensorPlan | Same | None] = {}
     for key, tensor in own_tensors(layer).items():
         full = join(path, key)
