@@ -119,6 +119,10 @@ ROWS: dict[str, Row] = {
 _NAMES = {row.kind: name for name, row in ROWS.items()}
 
 
+# What constructors raise for arguments they do not take.
+_REFUSALS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError, AssertionError)
+
+
 def layer_of(module: nn.Module) -> str | None:
     """The name of a module's row, if its type (exactly; subclasses may behave otherwise) has one."""
     return _NAMES.get(type(module))
@@ -151,8 +155,8 @@ def build(
         ValueError: an unknown row, or arguments the layer does not take.
     """
     row = row_of(name, config, path)
-    arguments = {argument: _tuples(value) for argument, value in config.items()}
     try:
+        arguments = {argument: _tuples(value) for argument, value in config.items()}
         if row.join is not None:
             return row.join(dict(children or {}))
         if children:
@@ -160,7 +164,7 @@ def build(
         if row.restore is not None:
             return row.restore(**arguments, **(tensors or {}))
         return (row.make or row.kind)(**arguments)
-    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
+    except _REFUSALS as error:
         where = path or "the top"
         raise ValueError(f"load: {name} at {where} cannot be built ({error}); the description is damaged") from error
 

@@ -99,7 +99,10 @@ def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None =
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ValueError(f"load: {folder / 'model.safetensors'} is damaged ({error}); save the model again") from error
-    plan = upgraded(head) if head["version"] == 1 else from_json(head["modules"])
+    try:
+        plan = upgraded(head) if head["version"] == 1 else from_json(head["modules"])
+    except RecursionError as error:
+        raise ValueError(f"load: {folder / 'model.json'} nests too deeply; save the model again") from error
     _check_tensors(plan, tensors)
     return fit(plan, tensors, given)
 

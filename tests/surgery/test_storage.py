@@ -133,6 +133,7 @@ def nested(depth: int) -> nn.Module:
     ("model", "extra", "error", "message"),
     [
         (nn.Sequential(Stateful()), {}, TypeError, "got Stateful at 0"),
+        (nn.Sequential(nn.LazyLinear(2)), {}, TypeError, "not initialised for 0.weight"),
         (nn.Linear(2, 2, device="meta"), {}, TypeError, "meta tensor for weight"),
         (Holding(torch.zeros(2, dtype=torch.complex128)), {}, TypeError, "complex128"),
         (Holding(torch.ones(2, 2).to_sparse()), {}, TypeError, "dense"),
@@ -209,6 +210,22 @@ def tensor(**entries: Any) -> Any:
     return edit
 
 
+def deep(levels: int) -> Any:
+    nested: Any = "x"
+    for _ in range(levels):
+        nested = [nested]
+    return {"shape": nested} if levels % 2 else nested
+
+
+EMBEDDING = {
+    "num_embeddings": 3,
+    "embedding_dim": 2,
+    "padding_idx": 7,
+    "max_norm": None,
+    "norm_type": 2.0,
+    "scale_grad_by_freq": False,
+    "sparse": False,
+}
 LAYER = {"type": "torch.nn.ReLU", "training": True, "numbers": {}, "tensors": {}, "layer": None}
 
 
@@ -264,6 +281,9 @@ LAYER = {"type": "torch.nn.ReLU", "training": True, "numbers": {}, "tensors": {}
         (config(out_features=-1), "cannot be built"),
         (config(out_features="3"), "cannot be built"),
         (config(bias=False), "bias"),
+        (config(bias=deep(900)), "nests|cannot be built|not valid"),
+        (inner("tensors", weight=deep(900)), "nests|must have shape|not valid"),
+        (module(layer={"row": "Embedding", "config": EMBEDDING}), "cannot be built"),
         (lambda head: [head], "format"),
     ],
 )

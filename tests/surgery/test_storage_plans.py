@@ -240,6 +240,22 @@ def test_a_model_without_memory_is_filled(tmp_path: Path) -> None:
     assert_same(load(tmp_path, given), model)
 
 
+def test_models_loaded_in_inference_mode_can_be_trained(tmp_path: Path) -> None:
+    save(narrow_words(), tmp_path)
+    with torch.inference_mode():
+        again = load(tmp_path, Words)
+    assert not any(tensor.is_inference() for tensor in again.state_dict().values())
+    again(torch.randint(0, 7, (2, 5))).sum().backward()
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_computed_weights(tmp_path: Path, norm: Any) -> None:
+    def make(out: int) -> nn.Module:
+        return Net(lambda self, x: self.layer(x), layer=norm(nn.Linear(3, out))).eval()
+
+    returned(make(2), tmp_path, lambda: make(4), torch.randn(2, 3))
+
+
 def test_parameters_and_hooks_stay(tmp_path: Path) -> None:
     model = made("residual")
     groups = structure(model, (X,), "test").groups

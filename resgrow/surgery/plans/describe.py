@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from resgrow.surgery.layer_table import ROWS, build, config_of, is_leaf, layer_of
 from resgrow.surgery.plans.numbers import numbers
@@ -96,11 +97,23 @@ class _Writer:
         return TensorPlan.of(tensor, parameter)
 
     def _keep(self, tensor: Tensor, name: str) -> None:
-        plain = tensor.detach()
-        if type(plain) is not Tensor or plain.layout != torch.strided or plain.is_quantized or plain.is_meta:
-            kind = "a meta tensor" if tensor.is_meta else f"{type(plain).__name__} of layout {plain.layout}"
-            raise TypeError(f"save: tensors must be dense and hold numbers (got {kind} for {name}); make it such")
-        self.tensors[name] = plain
+        kind = _strange(tensor)
+        if kind is not None:
+            raise TypeError(
+                f"save: tensors must be dense and hold numbers (got {kind} for {name}); convert it, or initialise it"
+            )
+        self.tensors[name] = tensor.detach()
+
+
+def _strange(tensor: Tensor) -> str | None:
+    if is_lazy(tensor):
+        return "one that is not initialised"
+    if tensor.is_meta:
+        return "a meta tensor"
+    plain = tensor.detach()
+    if type(plain) is not Tensor or plain.layout != torch.strided or plain.is_quantized:
+        return f"a {type(plain).__name__} of layout {plain.layout} and dtype {plain.dtype}"
+    return None
 
 
 def _built(module: nn.Module, name: str) -> nn.Module | None:
