@@ -1,4 +1,4 @@
-"""What has to be the same of a model and of the one that comes back from a folder."""
+"""Networks of own classes, and what has to be the same of a model and of the one that comes back from a folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,64 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from structure_nets import X, random_units
 from torch import Tensor, nn
+
+from resgrow.surgery.structure import Edit, remove, structure
+
+IMAGES = X.float()
+
+
+class Words(nn.Module):
+    """Tied, with heads of torch's own attention, a buffer that is not saved, and a frozen layer."""
+
+    def __init__(self, width: int = 12, words: int = 7) -> None:
+        super().__init__()
+        self.words = nn.Embedding(words, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 16, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2)
+        self.out = nn.Linear(width, words)
+        self.out.weight = self.words.weight
+        self.register_buffer("scale", torch.full((width,), 2.0), persistent=False)
+        self.out.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layers(self.words(x) * self.scale))
+
+
+def narrow_words() -> Words:
+    torch.manual_seed(0)
+    model = Words().eval()
+    x = torch.randint(0, 7, (2, 5))
+    groups = structure(model, (x,), "test").groups
+    remove(Edit(model), groups, random_units(groups, 0, 0.5))
+    return model
+
+
+class Block(nn.Module):
+    """A residual block with a setting that is no number, and one that is text."""
+
+    def __init__(self, stride: int = 1, mode: str = "add") -> None:
+        super().__init__()
+        self.stride, self.mode, self.slope = stride, mode, 0.1
+        self.conv = nn.Conv2d(4, 4, 3, stride, 1)
+        self.shortcut = nn.Conv2d(4, 4, 1, stride) if stride > 1 else None
+        self.relu = nn.ReLU()
+        self.act: Callable[[Tensor], Tensor] = torch.tanh
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.act(self.conv(x)) + self.slope * (x if self.shortcut is None else self.shortcut(x)))
+
+
+class Stages(nn.Module):
+    def __init__(self, blocks: int = 2) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.stage = nn.Sequential(Block(2), *(Block() for _ in range(blocks - 1)))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stage(self.stem(x)).mean((2, 3)))
 
 
 def assert_same(again: nn.Module, model: nn.Module) -> None:
