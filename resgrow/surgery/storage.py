@@ -1,7 +1,10 @@
 """Models in a folder: ``model.safetensors`` holds the tensors, ``model.json`` the structure. Nothing is unpickled."""
 
+from __future__ import annotations
+
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +14,50 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from resgrow._files import write_atomic
-from resgrow.surgery.layer_table import build, describe
+from resgrow.surgery.plans import Plan, describe, fit, from_json, stored_tensors, to_json, upgraded
 
 FORMAT = "resgrow-model"
-VERSION = 1
-_KEYS = {"format", "version", "model", "tensors", "sha256", "frozen", "training", "extra"}
+VERSION = 2
+_KEYS = {
+    1: {"format", "version", "model", "tensors", "sha256", "frozen", "training", "extra"},
+    2: {"format", "version", "modules", "sha256", "extra"},
+}
 
 
 def save(model: nn.Module, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
-    """Write a model of the layer types in `layer_table` to ``folder``, which is made if need be.
+    """Write any model to ``folder``, which is made if need be: its tensors and its structure, whatever has changed it.
 
     Each file is replaced as a whole. The description carries a checksum of the tensors, so two files that do not belong
     together (a process killed between the two) are noticed by `load`.
 
+    ``model.safetensors`` has the names of ``state_dict``, parameters and buffers that are shared under their first name
+    only, and besides the buffers that are not persistent. ``model.json`` says for each module its class, its sizes and
+    other plain numbers, its tensors, its mode, and for layers of `layer_table` what they are built from.
+
     Args:
-        model: `nn.Sequential` or `resgrow.nn.ResNet`; tensors are stored in their dtype, from any device.
+        model: any; tensors are stored in their dtype, from any device.
         folder: where to write.
         extra: anything JSON can hold, given back by `load_extra`.
 
     Raises:
-        TypeError: a layer without a row in the table, extra that is not a JSON object.
-        ValueError: shared parameters, or NaN or infinity in extra.
+        TypeError: state outside of parameters and buffers (``get_extra_state``), tensors that are not dense (sparse,
+            quantised, meta) or of a dtype that safetensors lacks, extra that is not a JSON object.
+        ValueError: NaN or infinity in extra, block-sparse layers that share weights, modules nested too deeply.
         OSError: the folder cannot be made or written.
     """
-    structure = describe(model)
-    tensors = _tensors(model)
-    data = safetensors.torch.save(tensors)
+    plan, found = describe(model)
+    # Cloned: safetensors refuses tensors that share storage, as views into one flat buffer do.
+    tensors = {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in found.items()}
+    try:
+        data = safetensors.torch.save(tensors)
+    except KeyError as error:
+        raise TypeError(f"save: tensors must have a dtype that safetensors has (got {error}); convert them") from error
     text = _encode(
         {
             "format": FORMAT,
             "version": VERSION,
-            "model": structure,
-            "tensors": {name: _signature(tensor) for name, tensor in tensors.items()},
+            "modules": to_json(plan),
             "sha256": hashlib.sha256(data).hexdigest(),
-            "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
-            "training": model.training,
             "extra": {} if extra is None else extra,
         }
     )
@@ -55,14 +67,27 @@ def save(model: nn.Module, folder: str | Path, extra: dict[str, Any] | None = No
     write_atomic(folder / "model.json", text)
 
 
-def load(folder: str | Path) -> nn.Module:
-    """The model that `save` wrote, on the CPU, with its dtypes, mode (training or evaluation) and requires_grad.
+@torch.inference_mode(mode=False)  # parameters made in inference mode could never be trained
+@torch.no_grad()
+def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
+    """The model that `save` wrote, with its dtypes, memory formats, modes (training or evaluation) and requires_grad.
+
+    Args:
+        folder: what `save` wrote; folders of earlier versions, too.
+        model: one of the original constructor, of whatever sizes, or a function that makes one. It is brought into the
+            saved structure in place and returned: its modules and, wherever it has them, its parameters stay the
+            objects and on the devices that they are (those on "meta" get new ones). Sizes and all other plain numbers
+            and flags become the saved ones; what is not a number (functions, text, configurations) stays as
+            constructed. Modules that it has too many go, and blocks that it lacks are copies of their siblings.
+            Without one, all layers have to be of the table (`layer_table`); the model is on the CPU then.
 
     Raises:
         FileNotFoundError: the folder or one of its two files is missing.
-        ValueError: a file is damaged, of another format or version, or does not belong to the other.
+        ValueError: a file is damaged, of another format or version, or does not belong to the other; the structure
+            does not fit the model, or cannot be built without one. The given model is as it was then, to the bit.
+        TypeError: ``model`` is not a module and does not return one.
     """
-    folder = Path(folder)
+    given, folder = _given(model), Path(folder)
     head = _read_description(folder)
     data = _read(folder / "model.safetensors")
     if hashlib.sha256(data).hexdigest() != head["sha256"]:
@@ -75,16 +100,11 @@ def load(folder: str | Path) -> nn.Module:
     except (SafetensorError, ValueError, KeyError) as error:
         raise ValueError(f"load: {folder / 'model.safetensors'} is damaged ({error}); save the model again") from error
     try:
-        with torch.device("meta"):
-            model = build(head["model"])
+        plan = upgraded(head) if head["version"] == 1 else from_json(head["modules"])
     except RecursionError as error:
-        raise ValueError(f"load: {folder / 'model.json'} nests layers too deeply; save the model again") from error
-    _check_tensors(model, tensors, head["tensors"])
-    model.load_state_dict(tensors, assign=True)
-    frozen = set(head["frozen"])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    return model.train(head["training"])
+        raise ValueError(f"load: {folder / 'model.json'} nests too deeply; save the model again") from error
+    _check_tensors(plan, tensors)
+    return fit(plan, tensors, given)
 
 
 def load_extra(folder: str | Path) -> dict[str, Any]:
@@ -93,23 +113,16 @@ def load_extra(folder: str | Path) -> dict[str, Any]:
     return extra
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    owners: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if owners.setdefault(id(parameter), name) != name:
-            raise ValueError(
-                f"save: layers must not share parameters (got {owners[id(parameter)]} shared with {name}); "
-                "give each layer its own"
-            )
-    # Cloned: safetensors refuses tensors that share storage, as views into one flat buffer do.
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
-    }
-
-
-def _signature(tensor: Tensor) -> dict[str, Any]:
-    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+def _given(model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module | None:
+    if model is None:
+        return None
+    made = model if isinstance(model, nn.Module) or not callable(model) else model()
+    if not isinstance(made, nn.Module):
+        raise TypeError(
+            f"load: model must be a torch.nn.Module or a function that returns one (got {type(made).__name__}); give "
+            "one of the original constructor"
+        )
+    return made
 
 
 def _encode(head: dict[str, Any]) -> str:
@@ -140,27 +153,36 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise ValueError(f"load: {path} is not valid JSON ({error}); save the model again") from error
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise ValueError(f"load: {path} must say format {FORMAT!r}; give the folder that resgrow.save wrote")
-    if head.get("version") != VERSION:
-        raise ValueError(f"load: {path} must be of version {VERSION} (got {head.get('version')!r}); update resgrow")
-    names = head.get("frozen")
-    good = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if set(head) != _KEYS or not good or type(head["training"]) is not bool or not isinstance(head["extra"], dict):
-        raise ValueError(f"load: {path} must have the entries {sorted(_KEYS)} (got {sorted(head)}); save it again")
+    version = head.get("version")
+    if type(version) is not int or version not in _KEYS:
+        raise ValueError(f"load: {path} must be of version {VERSION} or older (got {version!r}); update resgrow")
+    if set(head) != _KEYS[version] or not isinstance(head["extra"], dict) or not _is_good(head):
+        raise ValueError(
+            f"load: {path} must have the entries {sorted(_KEYS[version])} (got {sorted(head)}); save it again"
+        )
     return head
 
 
-def _check_tensors(model: nn.Module, tensors: dict[str, Tensor], listed: Any) -> None:
-    found = {name: _signature(tensor) for name, tensor in tensors.items()}
-    if found != listed:
-        raise ValueError("load: the tensors must be those that model.json lists; save the model again")
-    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name, {}).get("shape"))
+def _is_good(head: dict[str, Any]) -> bool:
+    if head["version"] != 1:
+        return True
+    names = head["frozen"]
+    return isinstance(names, list) and all(isinstance(n, str) for n in names) and type(head["training"]) is bool
+
+
+def _check_tensors(plan: Plan, tensors: dict[str, Tensor]) -> None:
+    wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in stored_tensors(plan).items()}
+    found = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()}
+    odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if odd:
         name = odd[0]
         raise ValueError(
-            f"load: tensors must fit the described layers (got {found.get(name, 'no tensor')} for {name}, "
-            f"layer wants {wanted.get(name, 'none')}); save the model again"
+            f"load: the tensors must be those that model.json lists (got {found.get(name, 'none')} for {name}, listed "
+            f"is {wanted.get(name, 'none')}); save the model again"
         )
-    for name, _ in model.named_parameters():
-        if not tensors[name].is_floating_point():
-            raise ValueError(f"load: parameters must be floating point (got {found[name]['dtype']} for {name})")
+    for name, planned in stored_tensors(plan).items():
+        if planned.trainable and not (tensors[name].is_floating_point() or tensors[name].is_complex()):
+            raise ValueError(
+                f"load: parameters that are trained must be floating point (got {planned.dtype} for {name}); save the "
+                "model again"
+            )
