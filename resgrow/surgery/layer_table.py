@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from resgrow.nn import BasicBlock, ResNet, TriStateReLU
+from resgrow.nn import BasicBlock, Residual, ResNet, TriStateReLU
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ ROWS: dict[str, Row] = {
     "Sequential": Row(nn.Sequential, join=lambda children: nn.Sequential(OrderedDict(children))),
     "ResNet": Row(ResNet, join=lambda children: ResNet(**children)),  # type: ignore[arg-type]
     "BasicBlock": Row(BasicBlock, join=lambda children: BasicBlock(**children)),  # type: ignore[arg-type]
+    "Residual": Row(Residual, join=lambda children: Residual(**children)),
     "Conv2d": Row(nn.Conv2d, _CONV),
     "Linear": Row(nn.Linear, ("in_features", "out_features", "bias")),
     "BatchNorm2d": Row(nn.BatchNorm2d, _NORM, make=_batch_norm),

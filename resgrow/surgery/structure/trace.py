@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 
 @dataclass(frozen=True)
 class Traced:
-    """``nodes`` in order. ``stored``: placeholder -> name of the parameter or buffer that it stands for."""
+    """``nodes`` in order. ``stored``: placeholder -> name of the parameter or buffer that it stands for.
+
+    ``inputs``: placeholders of the arguments, in order.
+    """
 
     nodes: tuple[Node, ...]
     stored: dict[str, str]
     outputs: tuple[Node, ...]
+    inputs: tuple[Node, ...] = ()
 
 
-def traced(model: nn.Module, inputs: Sequence[Tensor], op: str) -> Traced:
-    """The operations of one forward pass in evaluation mode.
+def traced(model: nn.Module, inputs: Sequence[Any], op: str, keywords: Mapping[str, Any] | None = None) -> Traced:
+    """The operations of one forward pass in evaluation mode, on these arguments.
 
     Raises:
         ValueError: ``torch.export`` cannot follow the model; the message has its first lines.
@@ -32,7 +36,7 @@ def traced(model: nn.Module, inputs: Sequence[Tensor], op: str) -> Traced:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(model.eval(), tuple(inputs), strict=False)
+            exported = torch.export.export(model.eval(), tuple(inputs), dict(keywords or {}), strict=False)
     except Exception as error:
         first = " ".join(str(error).split())[:300]
         raise ValueError(
@@ -47,7 +51,9 @@ def traced(model: nn.Module, inputs: Sequence[Tensor], op: str) -> Traced:
     stored = {spec.arg.name: spec.target for spec in specs if spec.kind in kinds and spec.target is not None}
     nodes = tuple(exported.graph.nodes)
     results = [each for each in _flat(nodes[-1].args) if isinstance(each, Node)]
-    return Traced(nodes, stored, tuple(results))
+    given = {getattr(spec.arg, "name", None) for spec in specs if spec.kind == InputKind.USER_INPUT}
+    arguments = tuple(node for node in nodes if node.op == "placeholder" and node.name in given)
+    return Traced(nodes, stored, tuple(results), arguments)
 
 
 def _flat(arguments: Any) -> list[Any]:
