@@ -86,8 +86,9 @@ def number(module: nn.Module, model: nn.Module) -> None:
 
 
 def like(new: Any, layer: nn.Module, weight: Tensor) -> Any:
-    """``new`` on the device of ``weight``, in its dtype and memory format, with the layer's training flag."""
-    new.to(weight.device, weight.dtype).train(layer.training)
+    """``new``, which has no values yet, on the device of ``weight``, in its dtype and memory format, and the layer's
+    training flag."""
+    new.to_empty(device=weight.device).to(weight.dtype).train(layer.training)
     last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
     return new.to(memory_format=torch.channels_last) if last else new
 

@@ -69,7 +69,7 @@ def identity_addition(model: nn.Module, name: str, inputs: Sequence[Tensor]) -> 
             f"{float((again - values).abs().max()):.2g}); use init='residual', which any activation allows"
         )
     layer = parent.get_submodule(spot.key)
-    parts = [(spot.key, _same_size(layer, identity=True))]
+    parts = [(spot.key, _same_size(layer, _biased(parent, spot), identity=True))]
     if spot.norm is not None:
         parts.append((spot.norm, _neutral(parent.get_submodule(spot.norm), values, path_of(spot.parent, spot.norm))))
     parts.append((spot.act, act))
@@ -87,12 +87,12 @@ def residual_addition(
     spot = _spot(model, name)
     parent = model.get_submodule(spot.parent)
     layer = parent.get_submodule(spot.key)
-    parts = [(spot.key, _same_size(layer))]
+    parts = [(spot.key, _same_size(layer, _biased(parent, spot)))]
     if spot.norm is not None:
         parts.append((spot.norm, copied(parent.get_submodule(spot.norm))))
     act = spot.act or _before(parent, spot.key)
     parts.append((act or spot.key, nn.ReLU() if act is None else copied(parent.get_submodule(act))))
-    parts.append((spot.key, _same_size(layer)))
+    parts.append((spot.key, _same_size(layer, layer.bias is not None)))
     for _, part in parts:
         redraw(part, generator)
     last = tuple(name for name, _ in parts[-1][1].named_parameters())
@@ -157,14 +157,20 @@ def _values(model: nn.Module, spot: _Spot, inputs: Sequence[Tensor]) -> Tensor:
     return seen.output
 
 
-def _same_size(layer: Any, identity: bool = False) -> nn.Module:
+def _biased(parent: nn.Module, spot: _Spot) -> bool:
+    """Whether the new layer has a bias; a batch norm would take it out again, so that it would never learn."""
+    follows = None if spot.norm is None else parent.get_submodule(spot.norm)
+    return parent.get_submodule(spot.key).bias is not None and not isinstance(follows, _BatchNorm)
+
+
+def _same_size(layer: Any, bias: bool, identity: bool = False) -> nn.Module:
     """A layer from as many channels or features to as many, over the same shape, in the dtype and place of the given.
 
-    Kernels of even size are one larger, so that they have a middle.
+    Kernels of even size are one larger, so that they have a middle. Values are those of the identity, or none yet.
     """
-    bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
-        linear = nn.Linear(layer.out_features, layer.out_features, bias)
+        with torch.device("meta"):  # draws no random numbers
+            linear = nn.Linear(layer.out_features, layer.out_features, bias)
         new: Any = like(linear, layer, layer.weight)
         if identity:
             nn.init.eye_(new.weight)
@@ -172,16 +178,9 @@ def _same_size(layer: Any, identity: bool = False) -> nn.Module:
         channels, kernel = layer.out_channels, [size + 1 - size % 2 for size in layer.kernel_size]
         groups = layer.groups if channels % layer.groups == 0 else 1
         padding = [dilation * (size // 2) for dilation, size in zip(layer.dilation, kernel, strict=True)]
-        convolution = _CONVOLUTIONS[len(kernel)](
-            channels,
-            channels,
-            kernel,
-            padding=padding,
-            dilation=layer.dilation,
-            groups=groups,
-            bias=bias,
-            padding_mode=layer.padding_mode,
-        )
+        geometry = {"padding": padding, "dilation": layer.dilation, "padding_mode": layer.padding_mode}
+        with torch.device("meta"):
+            convolution = _CONVOLUTIONS[len(kernel)](channels, channels, kernel, groups=groups, bias=bias, **geometry)
         new = like(convolution, layer, layer.weight)
         if identity:
             nn.init.dirac_(new.weight, groups)

@@ -64,8 +64,8 @@ def deepen(
 
     Args:
         model: any module; of a block that is added, ``torch.export`` must be able to follow the kind.
-        name: of a stage (``nn.Sequential``, ``nn.ModuleList`` or any module that runs its children in order), of a block
-            in it, or of a layer.
+        name: of a stage (``nn.Sequential``, ``nn.ModuleList`` or any module that runs its children in order), of a
+            block in it, or of a layer.
         example_inputs: a tensor or the sequence of the model's arguments; the model is run on it before and after.
         optimizer: one or several that hold the model's parameters.
         followers: averaged copies of the model, to which the same happens.
