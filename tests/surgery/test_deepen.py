@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
-from resgrow import Masks, deepen, load, save
+from resgrow import Masks, compact, deepen, load, save, widen
 from resgrow.nn import KeyedModuleList, Residual, TriStateReLU, lenet5, resnet
+from resgrow.surgery import channel_groups
 
 X = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 VECTORS = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -43,6 +44,22 @@ def preactivation() -> nn.Module:
     return nn.Sequential(stem, nn.Sequential(PreActivation(), PreActivation()), head)
 
 
+class Strided(nn.Module):
+    """Does not ask whether it has a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 6, 1))
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(x) + self.shortcut(x)
+
+
+def strided() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(Strided()), nn.Conv2d(6, 2, 1))
+
+
 def one_to_one() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 5), Residual(nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 5))))
 
@@ -60,6 +77,8 @@ def after_norm() -> nn.Module:
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, Any], str, set[str]]] = {
     "stage": (lambda: resnet(14, 0.5), X, {"name": "layer2"}, "layer2.2", {"bn2.weight", "bn2.bias"}),
     "block": (lambda: resnet(14, 0.5), X, {"name": "layer3.0"}, "layer3.0_1", {"bn2.weight", "bn2.bias"}),
+    "only block": (lambda: resnet(8, 0.5), X, {"name": "layer2"}, "layer2.1", {"bn2.weight", "bn2.bias"}),
+    "only block, shortcut called": (strided, X, {"name": "1"}, "1.1", {"branch.1.weight", "branch.1.bias"}),
     "last block": (lambda: resnet(14, 0.5), X, {"name": "layer1.1"}, "layer1.2", {"bn2.weight", "bn2.bias"}),
     "branches": (preactivation, X, {"name": "1"}, "1.2", {"a.weight", "a.bias", "back.weight", "scale"}),
     "the model": (one_to_one, VECTORS, {"name": ""}, "2", {"branch.2.weight", "branch.2.bias"}),
@@ -369,6 +388,19 @@ def test_inputs_of_several_kinds_and_results_in_a_tuple() -> None:
     model.stage = nn.Sequential(*model.stage)
     inputs = (VECTORS, torch.arange(6))
     assert deepen(model.eval(), "stage", example_inputs=inputs) == "stage.1"
+
+
+def test_surgery_goes_on_with_deeper_models() -> None:
+    model = made(lambda: resnet(8, 0.5))
+    paths = [deepen(model, name, example_inputs=X) for name in ("layer2", "layer2.0")]
+    step(model, X, SGD(model.parameters(), lr=0.1))
+    expected = run(model, X)
+    widen(model, f"{paths[1]}.conv1", 4, example_inputs=X)
+    assert model.get_submodule(paths[1]).conv2.in_channels == 20
+    compact(model, X, inplace=True)
+    assert model.get_submodule(paths[1]).conv2.in_channels == 16
+    torch.testing.assert_close(run(model, X), expected, rtol=1e-12, atol=1e-12)
+    assert {f"{path}.conv1" for path in paths} < {group.producer for group in channel_groups(model, "test")}
 
 
 def test_modes_and_layouts_stay() -> None:

@@ -16,11 +16,19 @@ from torch.optim import SGD
 from resgrow import deepen
 from resgrow.nn import KeyedModuleList
 
+
+def shorter_resnet() -> nn.Module:
+    model = torchvision("resnet18")()
+    model.layer2 = model.layer2[:1]
+    return model
+
+
 # The model, the size of its images, what is named, the new module, and what ends its branches.
 MODELS: dict[str, tuple[Callable[[], nn.Module], int, str, str, set[str]]] = {
     "resnet18": (torchvision("resnet18"), 64, "layer2", "layer2.2", {"bn2.weight", "bn2.bias"}),
     "resnet18, in the middle": (torchvision("resnet18"), 64, "layer2.0", "layer2.0_1", {"bn2.weight", "bn2.bias"}),
     "resnet50": (torchvision("resnet50"), 64, "layer1.1", "layer1.1_1", {"bn3.weight", "bn3.bias"}),
+    "resnet18, changes shape": (shorter_resnet, 64, "layer2", "layer2.1", {"bn2.weight", "bn2.bias"}),
     "mobilenet_v3_small": (
         torchvision("mobilenet_v3_small"),
         64,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim import LBFGS, Adam
 
 from resgrow import Masks, deepen
-from resgrow.nn import Residual, resnet
+from resgrow.nn import Residual
 
 
 def branch(last: nn.Module) -> nn.Module:
@@ -74,6 +74,12 @@ def half_frozen() -> nn.Module:
     return model
 
 
+def frozen_layer() -> nn.Module:
+    model = with_act(nn.ReLU())()
+    model[0].requires_grad_(False)
+    return model
+
+
 def no_statistics() -> nn.Module:
     norm = nn.BatchNorm1d(6, track_running_stats=False)
     return plain(nn.Linear(5, 6), norm, nn.ReLU(), nn.Linear(6, 2))()
@@ -91,12 +97,12 @@ BAD: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], s
     "no module": (lambda: branch(nn.Identity()), {"followers": [3]}, TypeError, r"must be modules \(got int"),
     "masks": (lambda: branch(nn.Identity()), {"masks": [{}]}, TypeError, r"must be resgrow.Masks \(got dict"),
     "no block": (with_act(nn.ReLU()), {"name": ""}, ValueError, r"0: shape \(6, 5\) becomes"),
-    "a layer as a block": (with_act(nn.ReLU()), {"name": "0", "init": "zero"}, ValueError, r"at 0 \(Linear\) has to add"),
-    "first block of a stage": (
-        lambda: Net(lambda m, x: m.r(x.new_ones(1, 3, 8, 8)).sum() + x, r=resnet(8, 0.25)),
-        {"name": "r.layer2"},
+    "a layer as a block": (with_act(nn.ReLU()), {"name": "0", "init": "zero"}, ValueError, r"0 \(Linear\) has to add"),
+    "block of another shape": (
+        lambda: nn.Sequential(nn.Sequential(nn.Linear(5, 6), nn.Tanh()), nn.Linear(6, 2)),
+        {"name": "0"},
         ValueError,
-        r"layer2.0: shape \(1, 4, 8, 8\) becomes \(1, 8, 4, 4\)",
+        r"0.1: it has no parameters; 0.0: shape \(6, 5\) becomes \(6, 6\); 0: shape",
     ),
     "a block as an identity": (
         lambda: branch(nn.Identity()),
@@ -133,6 +139,13 @@ BAD: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], s
     "counts": (Counted, {"name": "blocks"}, RuntimeError, r"to the bit, with blocks.2 \(got a difference of"),
     "returns all": (Dense, {"name": "blocks"}, RuntimeError, r"got shapes \[\(6, 20\)\] instead of \[\(6, 15\)\]"),
     "half": (half_frozen, {}, ValueError, r"got 1.branch.2.weight, which has requires_grad=False"),
+    "frozen layer": (frozen_layer, {"name": "0"}, ValueError, r"got 0.weight, which has requires_grad=False"),
+    "frozen layer, residual": (
+        frozen_layer,
+        {"name": "0", "init": "residual"},
+        ValueError,
+        r"got 0.weight, which has requires_grad=False",
+    ),
     "dead inputs": (dead, {}, RuntimeError, r"must have a gradient \(got none for 2.branch.2"),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ import torch
 from surgery_nets import convnet, saliency_like, small_resnet
 from torch import nn
 
+from resgrow.nn import Residual
 from resgrow.surgery import compact, load, load_extra, prune, save
 from resgrow.surgery.layer_table import ROWS, build, describe
 
@@ -54,6 +55,7 @@ def test_every_row_survives_a_round_trip_with_uncommon_arguments() -> None:
         nn.Flatten(2, 3),
         nn.Linear(9, 2, bias=False),
         nn.Sequential(),
+        Residual(nn.Identity()),
     ]
     model = nn.Sequential(*layers, *convnet(), small_resnet())
     described = json.loads(json.dumps(describe(model)))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from resgrow.nn import Residual
 from resgrow.surgery.deepen.addition import Addition, copied, number, path_of, redraw, zero
+from resgrow.surgery.deepen.shape import shape_keeping
 from resgrow.surgery.structure.branches import Branches, last_parameters, residual_branches
 from resgrow.surgery.structure.observe import Seen, observed
 from resgrow.surgery.structure.trace import traced
@@ -34,14 +35,31 @@ def block_addition(
     for parent, pairs in places:
         for after, key in pairs:
             source = path_of(parent, key)
-            why = _unfit(model.get_submodule(source), seen.get(path_of(parent, after)), seen.get(source))
+            block = model.get_submodule(source)
+            why = _unfit(block, seen.get(path_of(parent, after)), seen.get(source))
             found = None
             if why is None:
-                found, why = _branches(model.get_submodule(source), seen[source], wrapped)
+                found, why = _branches(block, seen[source], wrapped)
             if found is not None:
-                return _made(model, parent, after, source, found, wrapped, generator)
+                return _made(model, parent, after, source, block, found, wrapped, generator)
             reasons.setdefault(source, str(why))
+    for parent, pairs in () if wrapped else places:
+        for source in [path_of(parent, key) for after, key in pairs if after == key]:
+            blocks = shape_keeping(model.get_submodule(source), seen[source]) if source in seen else []
+            for block in blocks:
+                found, _ = _branches(block, _behind(seen[source]), wrapped)
+                if found is not None:
+                    key = source.rpartition(".")[2]
+                    return _made(model, parent, key, source, block, found, wrapped, generator)
     raise ValueError(_refusal(model, name, reasons, wrapped))
+
+
+def _behind(seen: Seen) -> Seen:
+    """What a block is called with that stands behind the one that has been seen."""
+    given = iter([seen.output])
+    x = seen.input
+    args = tuple(next(given) if each is x else each for each in seen.args)
+    return Seen(args, {key: next(given) if each is x else each for key, each in seen.kwargs.items()}, seen.output)
 
 
 def _places(model: nn.Module, name: str, wrapped: bool) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -101,18 +119,13 @@ def _made(
     parent: str,
     after: str,
     source: str,
+    original: nn.Module,
     found: Branches,
     wrapped: bool,
     generator: torch.Generator | None,
 ) -> Addition:
-    block = copied(model.get_submodule(source))
+    block = copied(original)
     last = tuple(found.last)
-    frozen = [name for name in last if not block.get_parameter(name).requires_grad]
-    if frozen:
-        raise ValueError(
-            f"deepen: a new block is trained as the one that it is a copy of (got {source}.{frozen[0]}, which has "
-            "requires_grad=False); call requires_grad_() on that one before"
-        )
     redraw(block, generator)
     number(block, model)
     zero(block, last)

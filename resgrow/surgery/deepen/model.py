@@ -45,12 +45,12 @@ def deepen(
     ``init``:
 
     * ``"zero"``: one more residual block, behind the last one of a stage or behind the block that is named. It is a
-      copy of that block, or of another one there that keeps the shape, with weights drawn as the layers' own
-      initialisation has them (see `resgrow.surgery.fresh.fresh`), and zeros in what ends its branches: the gain and
-      bias of a norm, a layer's weight and bias, a scale. They are found by following the block's operations. Outputs
-      stay to the bit. Zeros learn at once, what is in front of them from the second step on; a block of zeros only
-      would never learn. An activation behind the addition has to leave the block's input as it is, as ReLU does behind
-      another ReLU.
+      copy of that block, or of another one there that keeps the shape, or else of one that changes it, without its
+      shortcut and its strides. Weights are drawn as the layers' own initialisation has them (see
+      `resgrow.surgery.fresh.fresh`), and zeros are put into what ends its branches: the gain and bias of a norm, a
+      layer's weight and bias, a scale. These are found by following the block's operations. Outputs stay to the bit.
+      Zeros learn at once, what is in front of them from the second step on; a block of zeros only would never learn.
+      An activation behind the addition has to leave the block's input as it is, as ReLU does behind another ReLU.
     * ``"identity"``: for a Linear or convolution in an ``nn.Sequential``: behind its activation a layer of the same
       kind with identity weights and no bias, the activation again, and between them a batch norm if the first has one,
       whose statistics are those of the values that arrive, which its gain and bias take back (Chen, Goodfellow and
@@ -105,6 +105,7 @@ def deepen(
         addition = residual_addition(model, name, inputs, generator)
     else:
         addition = block_addition(model, name, inputs, init == "residual", generator)
+    _require_trained(addition)
     try:
         path = _insert(edit, addition)
         _verify(model, path, addition, inputs, expected)
@@ -121,6 +122,16 @@ def _named(model: nn.Module, name: str) -> nn.Module:
         hint = f"close to it: {', '.join(close)}" if close else "see model.named_modules()"
         raise ValueError(f"deepen: name must be that of a module of the model (got {name!r}); {hint}")
     return modules[name]
+
+
+def _require_trained(addition: Addition) -> None:
+    parameters = dict(addition.module.named_parameters())
+    frozen = [name for name in addition.last or parameters if not parameters[name].requires_grad]
+    if frozen and (addition.last or len(frozen) == len(parameters)):
+        raise ValueError(
+            f"deepen: what is new is trained as that which it goes with (got {addition.beside[frozen[0]]}, which has "
+            "requires_grad=False); call requires_grad_() on that one before"
+        )
 
 
 def _insert(edit: Edit, addition: Addition) -> str:
