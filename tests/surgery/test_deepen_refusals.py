@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from deepen_nets import VECTORS, encoder, made, plain, step, with_act
 from structure_nets import Net, assert_alike, everything
-from test_deepen import VECTORS, encoder, made, plain, step, with_act
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import LBFGS, Adam

@@ -52,8 +52,8 @@ def deepen(
       Zeros learn at once, what is in front of them from the second step on; a block of zeros only would never learn.
       An activation behind the addition has to leave the block's input as it is, as ReLU does behind another ReLU.
     * ``"identity"``: for a Linear or convolution in an ``nn.Sequential``: behind its activation a layer of the same
-      kind with identity weights and no bias, the activation again, and between them a batch norm if the first has one,
-      whose statistics are those of the values that arrive, which its gain and bias take back (Chen, Goodfellow and
+      kind with identity weights and zero bias, the activation again, and between them a batch norm if the first has
+      one, with the statistics of the values that arrive, which its gain and bias take back (Chen, Goodfellow and
       Shlens 2016, "Net2Net", section 3.2). Activations with f(f(x)) = f(x) only, such as ReLU. Outputs stay to
       rounding in evaluation mode.
     * ``"residual"``: a `resgrow.nn.Residual`, ``x + branch(x)``, for all that is not residual itself. For a Linear or
