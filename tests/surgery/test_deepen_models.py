@@ -171,13 +171,18 @@ def test_bert_in_the_middle() -> None:
     check(bert(), torch.randint(0, 100, (2, 8)), "encoder.layer.0", "encoder.layer.0_1", None, init="residual")
 
 
-def test_gpt2() -> None:
+def test_gpt2_and_its_cache() -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    model = transformers.GPT2Model(transformers.GPT2Config(n_embd=16, n_head=2, n_layer=2, use_cache=False, **TOKENS))
+    model = transformers.GPT2Model(transformers.GPT2Config(n_embd=16, n_head=2, n_layer=2, **TOKENS))
     last = {"attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"}
-    check(model.double().eval(), torch.randint(0, 100, (2, 8)), "h", "h.2", last)
+    x = torch.randint(0, 100, (2, 8))
+    with pytest.raises(RuntimeError, match=r"must run with h\.2 \(got.*config\.num_hidden_layers, raise it before"):
+        deepen(model.double().eval(), "h", example_inputs=x)
+    model.config.num_hidden_layers = 3
+    check(model, x, "h", "h.2", last)
     assert [block.attn.layer_idx for block in model.h] == [0, 1, 2]
+    assert len(model(x).past_key_values) == 3
 
 
 def test_a_model_that_counts_its_layers() -> None:

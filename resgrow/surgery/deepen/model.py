@@ -21,6 +21,7 @@ from resgrow.surgery.masks import Masks
 from resgrow.surgery.structure import Edit
 from resgrow.surgery.structure.observe import equal, everything, first_tensor, observed
 
+_COUNTED = "Where a number of layers is stored, as in model.config.num_hidden_layers, raise it before"
 _INITS = ("auto", "zero", "identity", "residual")
 
 
@@ -152,13 +153,12 @@ def _verify(
         actual = everything(model, inputs, "deepen")
     except Exception as error:
         raise RuntimeError(
-            f"deepen: the model must run with {path} (got: {error}); everything has been undone. Numbers of layers in "
-            "the model's code can be the reason"
+            f"deepen: the model must run with {path} (got: {error}); everything has been undone. {_COUNTED}"
         ) from error
     if seen is None:
         raise RuntimeError(
             f"deepen: the model's forward must run what is added (got {path}, which it does not call); everything has "
-            f"been undone. Where a number of layers is stored, as in model.config.num_hidden_layers, raise it before"
+            f"been undone. {_COUNTED}"
         )
     if addition.last and not seen.same:
         behind = f" through {', '.join(addition.after_sums)}" if addition.after_sums else ""

@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from resgrow._modes import eval_mode
+
+_PLAIN = (int, float, str, torch.dtype, torch.device, torch.memory_format)
 
 
 @dataclass
 class Seen:
     """The arguments and the result of a module's first call in a forward pass, copied, and the number of its calls.
+
+    Arguments are tensors, numbers, strings and what holds them; None stands for any other.
 
     ``same``: in every call the result's first tensor was that of the arguments, to the bit.
     """
@@ -109,4 +112,11 @@ def _tensors(given: Any) -> Any:
 
 
 def _copied(given: Any) -> Any:
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), given)
+    """Tensors copied; None for objects that a call may change, such as caches of keys and values."""
+    if isinstance(given, Tensor):
+        return given.detach().clone()
+    if isinstance(given, dict):
+        return {key: _copied(each) for key, each in given.items()}
+    if isinstance(given, list | tuple):
+        return type(given)(_copied(each) for each in given) if type(given) in (list, tuple) else _copied(tuple(given))
+    return given if isinstance(given, _PLAIN) else None
