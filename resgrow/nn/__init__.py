@@ -5,6 +5,7 @@ from resgrow.nn.constants import Shift, Zero
 from resgrow.nn.fused import FusedConv2d, FusedLinear
 from resgrow.nn.lenet import lenet5
 from resgrow.nn.pooled import PooledConv2d
+from resgrow.nn.residual import KeyedModuleList, Residual
 from resgrow.nn.resnet import BasicBlock, ResNet, resnet
 from resgrow.nn.tristate_relu import TriStateReLU
 
@@ -14,8 +15,10 @@ __all__ = [
     "BlockSparseLinear",
     "FusedConv2d",
     "FusedLinear",
+    "KeyedModuleList",
     "PooledConv2d",
     "ResNet",
+    "Residual",
     "Shift",
     "TriStateReLU",
     "Zero",

@@ -20,8 +20,12 @@ class Shift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.value
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
     def extra_repr(self) -> str:
-        return f"{tuple(self.value.shape)}"
+        return f"{self.shape}"
 
 
 class Zero(nn.Module):

@@ -4,6 +4,7 @@ from resgrow.surgery.activations import swap_activations
 from resgrow.surgery.channel_units import ChannelUnits
 from resgrow.surgery.compact import compact
 from resgrow.surgery.count import count_macs, count_params, layer_positions
+from resgrow.surgery.deepen import deepen
 from resgrow.surgery.factorise import Factorised, FactorRow, factorise
 from resgrow.surgery.fuse import fuse
 from resgrow.surgery.gates import settle_gates
@@ -44,6 +45,7 @@ __all__ = [
     "compact",
     "count_macs",
     "count_params",
+    "deepen",
     "factorise",
     "fuse",
     "growth_gain",

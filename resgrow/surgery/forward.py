@@ -95,7 +95,7 @@ def outputs(model: nn.Module, example: Example, op: str) -> tuple[Tensor, ...]:
     with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             made = model(*example.args, **example.kwargs)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             shapes = [tuple(x.shape) for x in example.tensors()]
             raise ValueError(
                 f"{op}: the model does not run on example_inputs (got shapes {shapes}: {error}); pass a batch like "

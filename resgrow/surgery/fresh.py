@@ -95,6 +95,8 @@ _KINDS: tuple[tuple[type[nn.Module], Draw], ...] = (
     (nn.Embedding, _embedding),
     (_NormBase, _norm),
     (nn.GroupNorm, _norm),
+    (nn.LayerNorm, _norm),
+    (nn.RMSNorm, _norm),
     (nn.PReLU, _prelu),
     (TriStateReLU, _gate),
 )

@@ -10,9 +10,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from resgrow.nn import BasicBlock, BlockSparseConv2d, BlockSparseLinear, ResNet, TriStateReLU
+from resgrow.nn import (
+    BasicBlock,
+    BlockSparseConv2d,
+    BlockSparseLinear,
+    Residual,
+    ResNet,
+    Shift,
+    TriStateReLU,
+    Zero,
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ ROWS: dict[str, Row] = {
     "ResNet": Row(ResNet, join=lambda children: ResNet(**children)),  # type: ignore[arg-type]
     "BasicBlock": Row(BasicBlock, join=lambda children: BasicBlock(**children)),  # type: ignore[arg-type]
     "Conv1d": Row(nn.Conv1d, _CONV),
+    "Residual": Row(Residual, join=lambda children: Residual(**children)),
     "Conv2d": Row(nn.Conv2d, _CONV),
     "Conv3d": Row(nn.Conv3d, _CONV),
     "ConvTranspose1d": Row(nn.ConvTranspose1d, (*_CONV, "output_padding")),
@@ -108,6 +119,8 @@ ROWS: dict[str, Row] = {
     "Flatten": Row(nn.Flatten, ("start_dim", "end_dim")),
     "Dropout": Row(nn.Dropout, ("p", "inplace")),
     "Identity": Row(nn.Identity),
+    "Shift": Row(Shift, ("shape",), make=lambda shape: Shift(torch.zeros(shape))),
+    "Zero": Row(Zero),
     "BlockSparseConv2d": Row(
         BlockSparseConv2d,
         ("block", "stride", "padding", "dilation", "groups"),

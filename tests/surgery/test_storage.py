@@ -9,7 +9,7 @@ from stored import assert_same
 from surgery_nets import convnet, saliency_like, small_resnet
 from torch import nn
 
-from resgrow.nn import BlockSparseConv2d, BlockSparseLinear, TriStateReLU
+from resgrow.nn import BlockSparseConv2d, BlockSparseLinear, Residual, Shift, TriStateReLU, Zero
 from resgrow.surgery import compact, load, load_extra, prune, save
 from resgrow.surgery.layer_table import ROWS
 
@@ -79,6 +79,9 @@ def test_every_row_survives_a_round_trip_with_uncommon_arguments(tmp_path: Path)
         sparse(nn.Conv2d(4, 6, 3, stride=2, padding=(1, 0), groups=2), (2, 1)),
         sparse(nn.Conv2d(4, 6, 3, bias=False).to(memory_format=torch.channels_last), (4, 2)),
         sparse(nn.Linear(5, 7).requires_grad_(False), (2, 2)),
+        Residual(nn.Identity()),
+        Zero(),
+        Shift(torch.randn(4, 1, 1)),
     ]
     model = nn.Sequential(*layers, *convnet(), small_resnet())
     save(model, tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from resgrow.nn import KeyedModuleList
 from resgrow.nn.attention import NarrowAttention
 from resgrow.surgery.layer_table import ROWS, build, config_of, is_leaf
 from resgrow.surgery.plans.describe import own_tensors, shapes, type_name
@@ -16,7 +17,10 @@ from resgrow.surgery.plans.numbers import Misfit, differing, numbers
 from resgrow.surgery.plans.plan import ModulePlan, TensorPlan, join
 
 # Classes that surgery turns a module into in place: the new one, and the one that constructors make.
-_TURNED: dict[type[nn.Module], type[nn.Module]] = {NarrowAttention: nn.MultiheadAttention}
+_TURNED: dict[type[nn.Module], type[nn.Module]] = {
+    NarrowAttention: nn.MultiheadAttention,
+    KeyedModuleList: nn.ModuleList,
+}
 
 
 def is_packed(node: ModulePlan) -> bool:

@@ -23,7 +23,7 @@ class Calls:
     """Of modules by their paths."""
 
     _nodes: dict[str, set[Node]]
-    _inputs: frozenset[Node]  # the model's own arguments
+    _inputs: tuple[Node, ...]  # the model's own arguments
     _shapes: dict[str, tuple[Shape, Shape]]
 
     @classmethod

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -136,6 +138,42 @@ class Edit:
         self._undo.append(partial(masks.exchange, dict(masks)))
         masks.exchange(new)
 
+    def insert_module(self, path: str, key: str, after: str, module: nn.Module, beside: Mapping[str, str]) -> None:
+        """One more child of a module, right behind another; names and order of all that is there stay.
+
+        Followers get a copy of it with the dtypes, devices and requires_grad of their own parameters. Where a mask is
+        known for the parameter beside which a new one stands, all of the new one is present.
+
+        Args:
+            path: of the parent.
+            key: of the new child, which the parent has none of yet.
+            after: key of the child that it stands behind.
+            beside: for each parameter of ``module``, by its name there, the model's parameter (by its name) whose
+                groups in the optimizers it joins.
+        """
+        for model in self.models:
+            parent = model.get_submodule(path)
+            new = module if model is self.model else _adapted(module, parent, model, beside)
+            self._undo.append(partial(_set_children, parent, dict(parent._modules)))
+            children: dict[str, nn.Module | None] = {}
+            for name, child in parent._modules.items():
+                children[name] = child
+                if name == after:
+                    children[key] = new
+            _set_children(parent, children)
+        members = Members(self.optimizers)
+        self._undo.append(members.back)
+        for name, parameter in module.named_parameters():
+            members.join(parameter, self.model.get_parameter(beside[name]))
+        prefix = f"{path}.{key}." if path else f"{key}."
+        for masks in self.masks:
+            new_masks = {
+                prefix + name: torch.ones_like(parameter, dtype=torch.bool)
+                for name, parameter in module.named_parameters()
+                if beside[name] in masks
+            }
+            self.set_masks(masks, {**masks, **new_masks})
+
     def mark(self) -> int:
         """For `undo`: what has been changed up to now."""
         return len(self._undo)
@@ -222,3 +260,23 @@ def _cleared(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     for dim, index in dims.items():
         result.index_fill_(dim, index.to(tensor.device), 0)
     return result
+
+
+def _set_children(parent: nn.Module, children: Mapping[str, nn.Module | None]) -> None:
+    """In this order, in the dictionary that is there."""
+    parent._modules.clear()
+    parent._modules.update(children)
+
+
+def _adapted(module: nn.Module, parent: nn.Module, model: nn.Module, beside: Mapping[str, str]) -> nn.Module:
+    """A copy for a follower."""
+    new = copy.deepcopy(module).train(parent.training)
+    for (name, parameter), original in zip(new.named_parameters(), module.parameters(), strict=True):
+        like = model.get_parameter(beside[name])
+        parameter.data = original.detach().to(like.device, like.dtype, copy=True)
+        parameter.requires_grad_(like.requires_grad)
+    first = next(iter(zip(new.parameters(), module.parameters(), strict=True)), None)
+    if first is not None:
+        for buffer in new.buffers():
+            buffer.data = buffer.data.to(first[0].device, first[0].dtype if buffer.dtype == first[1].dtype else None)
+    return new

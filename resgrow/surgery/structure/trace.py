@@ -17,12 +17,12 @@ from resgrow.surgery.forward import AnyInputs, Example
 @dataclass(frozen=True)
 class Traced:
     """``nodes`` in order. ``stored``: placeholder -> name of the parameter or buffer that it stands for. ``inputs``:
-    the placeholders of the model's arguments."""
+    the placeholders of the model's arguments, in order."""
 
     nodes: tuple[Node, ...]
     stored: dict[str, str]
     outputs: tuple[Node, ...]
-    inputs: frozenset[Node]
+    inputs: tuple[Node, ...]
 
 
 def traced(model: nn.Module, example_inputs: Example | AnyInputs, op: str) -> Traced:
@@ -52,7 +52,7 @@ def traced(model: nn.Module, example_inputs: Example | AnyInputs, op: str) -> Tr
     nodes = tuple(exported.graph.nodes)
     results = [each for each in _flat(nodes[-1].args) if isinstance(each, Node)]
     given = {spec.arg.name for spec in specs if spec.kind == InputKind.USER_INPUT and hasattr(spec.arg, "name")}
-    inputs = frozenset(node for node in nodes if node.op == "placeholder" and node.name in given)
+    inputs = tuple(node for node in nodes if node.op == "placeholder" and node.name in given)
     return Traced(nodes, stored, tuple(results), inputs)
 
 

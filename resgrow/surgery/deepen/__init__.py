@@ -1,0 +1,5 @@
+"""More layers and blocks for a live model."""
+
+from resgrow.surgery.deepen.model import deepen
+
+__all__ = ["deepen"]
