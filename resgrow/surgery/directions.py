@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,25 +11,25 @@ from torch import Tensor, nn
 from resgrow.curvature.batches import Batch
 from resgrow.curvature.growth import Growth, growth, moments, random_growth, rereadable, weight_gradients
 from resgrow.curvature.heads import LossFn, head_of
+from resgrow.surgery.forward import Example
 from resgrow.surgery.growth_sites import GrowthSite, NoSite, growth_site
+from resgrow.surgery.new_units import random_units
 from resgrow.surgery.structure import Edit, Group, traced
 from resgrow.surgery.structure.edit import Fill
 from resgrow.surgery.structure.insert import grown, insert
 
 # Whether moments are projected off what existing weights can do, and fan-ins whitened.
 DIRECTED = {"tiny": True, "gradmax": False}
-# Other units as `widen` makes them: their fan-out zero, everything else as in a new layer.
-Fresh = Callable[[nn.Module, Group, Group, "torch.Generator | None"], Fill]
 
 
 def directed(
     init: str,
-    fresh: Fresh,
     model: nn.Module,
-    inputs: Sequence[Tensor],
+    example: Example,
     name: str,
     group: Group,
     larger: Group,
+    grows: bool,
     generator: torch.Generator | None,
     loss_fn: LossFn | None,
     data: Iterable[Any] | Batch | None,
@@ -44,7 +44,7 @@ def directed(
         missing = "loss_fn" if loss_fn is None else "data"
         raise ValueError(f"widen: init={init!r} needs {missing} (got None); give it, or use init='random'")
     try:
-        at = growth_site(model, traced(model, inputs, "widen"), group)
+        at = growth_site(model, traced(model, example, "widen"), group)
     except NoSite as error:
         raise ValueError(
             f"widen: init={init!r} needs one Linear or convolutional layer without groups that makes the units and "
@@ -57,11 +57,11 @@ def directed(
     units = Growth.joined([lead, lead.flipped()])
     if len(lead):
         trial = grown(group, len(units), "widen")
-        fill = _fill(fresh(model, group, trial, generator), at, group, trial, units)
+        fill = _fill(random_units(model, group, trial, True, generator), at, group, trial, units)
         units = units.chosen(_steepest(_gradients(model, loss_fn, data, at, group, trial, fill), by))
     if len(units) < by:
         units = Growth.joined([units, random_growth(at.site, found, best, by - len(units), generator)])
-    return _fill(fresh(model, group, larger, generator), at, group, larger, units)
+    return _fill(random_units(model, group, larger, grows, generator), at, group, larger, units)
 
 
 def _gradients(

@@ -10,7 +10,7 @@ from torch import nn
 from resgrow.curvature.batches import Batch
 from resgrow.curvature.growth import Growth, growth, moments
 from resgrow.curvature.heads import LossFn
-from resgrow.surgery.forward import Inputs, as_inputs
+from resgrow.surgery.forward import AnyInputs, Example
 from resgrow.surgery.growth_sites import GrowthSite, NoSite, growth_site
 from resgrow.surgery.structure import structure_of, traced
 from resgrow.surgery.widen_names import named_group
@@ -23,7 +23,7 @@ def growth_gain(
     loss_fn: LossFn,
     data: Iterable[Any] | Batch,
     *,
-    example_inputs: Inputs,
+    example_inputs: AnyInputs,
     names: Sequence[str] | None = None,
 ) -> dict[str, Growth]:
     """How fast new units would lower the mean loss over ``data``, for each layer that could get some: ``rho+``.
@@ -37,7 +37,8 @@ def growth_gain(
     Args:
         model: any that ``torch.export`` can follow on example_inputs and that returns one tensor.
         loss_fn, data: as in `resgrow.curvature`.
-        example_inputs: a tensor or the sequence of the model's arguments, of the data's size.
+        example_inputs: a tensor, the sequence of the model's arguments, or a mapping of its keyword arguments, of the
+            data's size.
         names: layers (or parameters) by name, as in `resgrow.widen`; None for all that can grow in this way: Linear and
             convolutional layers without groups which alone make their units, with activations, batch norms, pooling
             and flattening between them and the layers of these kinds that read the units.
@@ -50,8 +51,8 @@ def growth_gain(
             be followed.
         TypeError: arguments of other types.
     """
-    inputs = as_inputs(example_inputs, _OP)
-    graph = traced(model, inputs, _OP)
+    example = Example.of(example_inputs, _OP)
+    graph = traced(model, example, _OP)
     found = structure_of(model, graph)
     sites: dict[str, GrowthSite] = {}
     if names is None:
@@ -64,7 +65,7 @@ def growth_gain(
     else:
         for name in [names] if isinstance(names, str) else names:
             try:
-                sites[name] = growth_site(model, graph, named_group(model, inputs, found, name, _OP))
+                sites[name] = growth_site(model, graph, named_group(model, example, found, name, _OP))
             except NoSite as error:
                 raise ValueError(f"{_OP}: {name} has no gain (got: {error}); leave it out of names") from error
     layers = [each.site for each in sites.values()]

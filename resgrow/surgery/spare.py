@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from resgrow.surgery.structure import Group, Place
+from resgrow.surgery.structure import Edit, Group, Place
+from resgrow.surgery.structure.edit import Fill
 from resgrow.surgery.widen_names import fans_out
+
+
+def wake(
+    edit: Edit, groups: Sequence[Group], group: Group, most: int, made: Callable[[Group, Group, bool], Fill]
+) -> int:
+    """Wake units of a group, as many as there are, in all that the edit holds; how many it were.
+
+    Args:
+        groups: all of the model's.
+        made: what is in the entries of new units, from the others, all of them with the new ones as the last, and False
+            as no tensor grows.
+    """
+    count = 0
+    for masks in edit.masks:
+        units = spare_units(edit.model, group, masks).nonzero().flatten()[: most - count]
+        if len(units):
+            others, all_units = woken(group, units)
+            fill = made(others, all_units, False)
+            edit.set_masks(masks, woken_masks(edit.model, groups, group, units, masks))
+            indices: dict[str, dict[int, Tensor]] = {}
+            for place in group.places:
+                indices.setdefault(place.name, {})[place.dim] = place.index[units].flatten()
+            edit.renew(indices, partial(_present, masks, fill))
+            count += len(units)
+    return count
+
+
+def _present(masks: Mapping[str, Tensor], fill: Fill, name: str, values: Tensor) -> Tensor:
+    """New values, zero where other units are absent."""
+    values = fill(name, values)
+    return values * masks[name].to(values.device) if name in masks else values
 
 
 def spare_units(model: nn.Module, group: Group, masks: Mapping[str, Tensor]) -> Tensor:
@@ -63,4 +96,5 @@ def woken_masks(
 
 def _slices(mask: Tensor, place: Place) -> Tensor:
     """Whether each index of each unit has anything present, bool ``(units, count)``."""
-    return mask.movedim(place.dim, 0).flatten(1).any(1).cpu()[place.index]
+    rows = mask.movedim(place.dim, 0)
+    return rows.reshape(len(rows), -1).any(1).cpu()[place.index]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +11,14 @@ from torch.optim import Optimizer
 
 from resgrow.curvature.batches import Batch
 from resgrow.curvature.heads import LossFn
+from resgrow.surgery.company import Followers, company
 from resgrow.surgery.directions import DIRECTED, directed
-from resgrow.surgery.exchange import as_optimizers, strange_state
-from resgrow.surgery.forward import Inputs, as_inputs, evaluate, require_same
-from resgrow.surgery.fresh import fresh
-from resgrow.surgery.structure import Edit, Group, structure
+from resgrow.surgery.exchange import strange_state
+from resgrow.surgery.forward import AnyInputs, Example, finite_outputs, outputs, require_same_outputs
+from resgrow.surgery.masks import Masks
+from resgrow.surgery.new_units import INITS
+from resgrow.surgery.spare import wake
+from resgrow.surgery.structure import Group, structure
 from resgrow.surgery.structure.edit import Fill
 from resgrow.surgery.structure.insert import grown, insert
 from resgrow.surgery.widen_names import fans_out, named_group
@@ -28,8 +30,10 @@ def widen(
     name: str,
     by: int,
     *,
-    example_inputs: Inputs,
+    example_inputs: AnyInputs,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    followers: Followers = None,
+    masks: Masks | Sequence[Masks] | None = None,
     init: str = "random",
     generator: torch.Generator | None = None,
     loss_fn: LossFn | None = None,
@@ -41,7 +45,11 @@ def widen(
     neurons, attention heads, groups of channels. New ones are the last of their group in every tensor: rows of the
     layers that make them, entries of norms between, columns of the layers that read them. Parameters stay the objects
     that they are, so optimizers, their groups and schedulers go on; gradients and optimizer state are zero for new
-    entries. Masks of the widened tensors no longer fit and have to be made anew; the same holds for compiled code.
+    entries. Compiled code is compiled again at the next call.
+
+    Where ``masks`` are given, capacity that they hold back comes first: units that are absent from all that reads them
+    (as ``prune(block="channel")`` leaves them) are woken in their places, with new values and zero gradients and state.
+    Shapes stay then, and outputs to the bit. What is missing is added.
 
     ``init``:
 
@@ -69,15 +77,20 @@ def widen(
     over the data, and each pass should read the same: a loader or a list, of which an iterator's batches become one.
     The more samples, the better: there should be more output positions than inputs of a unit, and of what reads it.
 
-    The function is kept to rounding (a few ulp), not to the bit: sums over more terms run in another order.
+    The function is kept to rounding (a few ulp), not to the bit, by units that are added: sums over more terms run in
+    another order.
 
     Args:
-        model: any that ``torch.export`` can follow on example_inputs and that returns one tensor.
+        model: any that ``torch.export`` can follow on example_inputs, whatever it returns its tensors in.
         name: a layer by its module name, such as "layer1.0.conv1", or a parameter, whose outputs are the units. Any
             layer of a residual stream stands for the stream.
         by: how many units: channels, whole heads, or whole groups of channels in grouped convolutions.
-        example_inputs: a tensor or the sequence of the model's arguments; the model is run on them in evaluation mode.
+        example_inputs: a tensor, the sequence of the model's arguments, or a mapping of its keyword arguments; the
+            model is run on them in evaluation mode.
         optimizer: one or several that hold the model's parameters, or none.
+        followers: other models of the same structure, which get the same units: an average of the weights
+            (``torch.optim.swa_utils.AveragedModel``), a teacher. Their outputs stay, too.
+        masks: of the model; they go along, with everything present in new entries. Others no longer fit.
         init: "random", "net2wider", "tiny" or "gradmax".
         generator: for the random numbers, of any device; torch's default one of the CPU otherwise.
         loss_fn, data: for "tiny" and "gradmax", as in `resgrow.curvature`; samples of the size of example_inputs.
@@ -85,37 +98,41 @@ def widen(
     Raises:
         ValueError: a name that the model does not have or whose outputs are not units of one group, ``by`` below 1,
             another ``init``, or one that does not fit the units, no data or a loss that is not finite, a model that
-            cannot be followed or run or is not finite, an optimizer that does not work weight by weight.
+            cannot be followed or run or is not finite, an optimizer that does not work weight by weight, followers of
+            another structure, masks of another model.
         TypeError: arguments of other types.
         RuntimeError: outputs on example_inputs would change, as where products of the group's own activations are
             summed, or where sizes stand in the model's code.
 
-        With any of them, model and optimizers are as they were, to the bit.
+        With any of them, the model and all that goes with it are as they were, to the bit.
     """
     if isinstance(by, bool) or not isinstance(by, int):
         raise TypeError(f"widen: by must be a whole number (got {by!r})")
     if by < 1:
         raise ValueError(f"widen: by must be at least 1 (got {by}); prune and compact make layers narrower")
-    if init not in (*_INITS, *DIRECTED):
-        raise ValueError(f"widen: init must be one of {', '.join((*_INITS, *DIRECTED))} (got {init!r})")
-    if init in _INITS and (loss_fn is not None or data is not None):
+    if init not in (*INITS, *DIRECTED):
+        raise ValueError(f"widen: init must be one of {', '.join((*INITS, *DIRECTED))} (got {init!r})")
+    if init in INITS and (loss_fn is not None or data is not None):
         raise ValueError(f"widen: init={init!r} does not look at a loss (got loss_fn or data); leave them out")
-    inputs = as_inputs(example_inputs, "widen")
-    optimizers = as_optimizers("widen", model, optimizer)
-    expected = evaluate(model, inputs, "widen")
-    if not expected.isfinite().all():
-        raise ValueError("widen: the model's outputs must be finite to be compared (got NaN or inf); check weights")
-    group = named_group(model, inputs, structure(model, inputs, "widen"), name, "widen")
-    _check(model, group, name, optimizers)
-    larger = grown(group, by, "widen")
-    if init in DIRECTED:
-        fill = directed(init, _random, model, inputs, name, group, larger, generator, loss_fn, data)
-    else:
-        fill = _INITS[init](model, group, larger, generator)
-    edit = Edit(model, optimizers)
+    example = Example.of(example_inputs, "widen")
+    along = company("widen", model, optimizer, followers, masks)
+    expected = finite_outputs(model, example, "widen")
+    found = structure(model, example, "widen")
+    group = named_group(model, example, found, name, "widen")
+    _check(model, group, name, along.optimizers)
+
+    def made(group: Group, larger: Group, grows: bool) -> Fill:
+        if init in DIRECTED:
+            return directed(init, model, example, name, group, larger, grows, generator, loss_fn, data)
+        return INITS[init](model, group, larger, grows, generator)
+
+    edit = along.edit(model)
     try:
-        insert(edit, group, larger, fill)
-        _verify(model, inputs, expected, f"{by} more units in {name}")
+        woken = wake(edit, found.groups, group, by, made)
+        if woken < by:
+            larger = grown(group, by - woken, "widen")
+            insert(edit, group, larger, made(group, larger, True))
+        _verify(model, example, expected, f"{by} more units in {name}")
     except BaseException:
         edit.undo()
         raise
@@ -137,74 +154,11 @@ def _check(model: nn.Module, group: Group, name: str, optimizers: Sequence[Optim
             )
 
 
-def _verify(model: nn.Module, inputs: Sequence[Tensor], expected: Tensor, what: str) -> None:
+def _verify(model: nn.Module, example: Example, expected: Sequence[Tensor], what: str) -> None:
     try:
-        actual = evaluate(model, inputs, "widen")
-        if actual.shape != expected.shape:
-            raise ValueError(f"the outputs' shape becomes {tuple(actual.shape)}")
-        require_same(expected, actual, "widen")
+        require_same_outputs(expected, outputs(model, example, "widen"), "widen")
     except Exception as error:
         raise RuntimeError(
             f"widen: outputs must stay as they are with {what} (got: {error}); everything has been undone. Sums over "
             "products of these units, their order in the model's code or sizes that stand there can be the reason"
         ) from error
-
-
-def _random(model: nn.Module, group: Group, larger: Group, generator: torch.Generator | None) -> Fill:
-    """What makes the units is drawn, what reads them is zero."""
-    sizes = {name: list(tensor.shape) for name, tensor in _tensors(model).items()}
-    for place in larger.places:
-        sizes[place.name][place.dim] += place.index[group.size :].numel()
-    drawn: dict[tuple[str, int], Tensor] = {}
-    for place in larger.places:
-        if not fans_out(model, place):
-            path, _, attribute = place.name.rpartition(".")
-            shape = list(sizes[place.name])
-            shape[place.dim] = place.index[group.size :].numel()
-            drawn[place.name, place.dim] = fresh(model.get_submodule(path), attribute, shape, generator)
-
-    def fill(name: str, values: Tensor) -> Tensor:
-        places = [place for place in larger.places if place.name == name]
-        # A weight can make units from themselves, in a residual stream: what reads them has the last word.
-        for place in sorted(places, key=partial(fans_out, model)):
-            new = place.index[group.size :].flatten().to(values.device)
-            if (name, place.dim) in drawn:
-                values.index_copy_(place.dim, new, drawn[name, place.dim])
-            else:
-                values.index_fill_(place.dim, new, 0)
-        return values
-
-    return fill
-
-
-def _net2wider(model: nn.Module, group: Group, larger: Group, generator: torch.Generator | None) -> Fill:
-    """Copies of units, which share what reads them."""
-    device = None if generator is None else generator.device
-    copied = torch.randint(group.size, (larger.size - group.size,), generator=generator, device=device).cpu()
-    sources = torch.cat([torch.arange(group.size), copied])
-    shares = torch.bincount(sources)[sources]
-
-    def fill(name: str, values: Tensor) -> Tensor:
-        for place in larger.places:
-            if place.name != name:
-                continue
-            index = place.index.to(values.device)
-            rows = values.index_select(place.dim, index[copied].flatten())
-            values.index_copy_(place.dim, index[group.size :].flatten(), rows)
-            if fans_out(model, place):
-                counts = torch.ones(values.shape[place.dim], dtype=values.dtype, device=values.device)
-                counts[index] = shares.to(counts)[:, None]
-                values /= counts.view([-1 if dim == place.dim else 1 for dim in range(values.dim())])
-        return values
-
-    return fill
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-
-
-_INITS: dict[str, Callable[[nn.Module, Group, Group, torch.Generator | None], Fill]] = {
-    "random": _random,
-    "net2wider": _net2wider,
-}

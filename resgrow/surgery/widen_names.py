@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from difflib import get_close_matches
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from resgrow.surgery.forward import Example
 from resgrow.surgery.structure import Group, Place
 from resgrow.surgery.structure.groups import Structure, kept_because
 
@@ -19,7 +19,7 @@ def fans_out(model: nn.Module, place: Place) -> bool:
     return place.read and not (isinstance(owner, _ConvTransposeNd) and owner.groups > 1)
 
 
-def named_group(model: nn.Module, inputs: Sequence[Tensor], found: Structure, name: str, op: str) -> Group:
+def named_group(model: nn.Module, inputs: Example, found: Structure, name: str, op: str) -> Group:
     """The one group whose units are the outputs of a layer, or lie in a parameter.
 
     Raises:
@@ -79,7 +79,7 @@ def _maker(model: nn.Module, group: Group) -> str:
     return _layers_of(model, group).split(", ")[0]
 
 
-def _reasons(model: nn.Module, inputs: Sequence[Tensor], names: list[str], op: str) -> list[str]:
+def _reasons(model: nn.Module, inputs: Example, names: list[str], op: str) -> list[str]:
     why: list[str] = []
     for name in names:
         owner = model.get_submodule(name.rpartition(".")[0])
