@@ -23,6 +23,7 @@ from resgrow.surgery.structure import (
 )
 from resgrow.surgery.structure.bypass import Bypass
 from resgrow.surgery.structure.trace import Traced
+from resgrow.surgery.wrappers import unwrapped
 
 
 def compact(
@@ -54,7 +55,9 @@ def compact(
     residual blocks start with.
 
     Args:
-        model: any module that ``torch.export`` can follow, whatever it returns its tensors in.
+        model: any module that ``torch.export`` can follow, whatever it returns its tensors in; of a compiled one, what
+            was compiled. A wrapper for several processes has to be made after surgery, anew if there was one: it holds
+            hooks on the old parameters.
         example_inputs: a tensor, the sequence of the model's arguments, or a mapping of its keyword arguments; the
             model is run on it before and after.
         inplace: make the model itself smaller. Parameters stay the objects that they are, with their gradients and
@@ -73,13 +76,14 @@ def compact(
 
     Raises:
         ValueError: ``torch.export`` cannot follow the model, or it does not run on example_inputs or is not finite
-            there; optimizer, followers or masks without ``inplace``; an optimizer that does not work weight by weight,
+            there; it is wrapped for several processes; optimizer, followers or masks without ``inplace``; an optimizer that does not work weight by weight,
             followers of another structure, masks of another model; round_to below 1.
         TypeError: example_inputs are not tensors, the model does not return any, or arguments of other types.
         RuntimeError: the smaller model's outputs differ by more than rounding.
 
         With any of them the model and all that goes with it are as they were, to the bit.
     """
+    wrapper, model = model, unwrapped("compact", model)
     if type(round_to) is not int or round_to < 1:
         raise ValueError(f"compact: round_to must be a whole number of at least 1 (got {round_to!r}); 1 rounds nothing")
     along = {"optimizer": optimizer, "followers": followers, "masks": masks}
@@ -98,7 +102,7 @@ def compact(
     except BaseException:
         edit.undo()
         raise
-    return edit.model
+    return wrapper if inplace else edit.model
 
 
 def _shrink(edit: Edit, example: Example, expected: Sequence[Tensor], round_to: int) -> None:
