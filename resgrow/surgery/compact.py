@@ -76,8 +76,9 @@ def compact(
 
     Raises:
         ValueError: ``torch.export`` cannot follow the model, or it does not run on example_inputs or is not finite
-            there; it is wrapped for several processes; optimizer, followers or masks without ``inplace``; an optimizer that does not work weight by weight,
-            followers of another structure, masks of another model; round_to below 1.
+            there; it is wrapped for several processes; optimizer, followers or masks without ``inplace``; an optimizer
+            that does not work weight by weight, followers of another structure, masks of another model; round_to below
+            1.
         TypeError: example_inputs are not tensors, the model does not return any, or arguments of other types.
         RuntimeError: the smaller model's outputs differ by more than rounding.
 
