@@ -112,7 +112,7 @@ def _half(module: nn.Module, name: str, parameter: Tensor, first: bool, final: b
     """One parameter's share. Depthwise kernels have one input each, other tables one dimension of channels."""
     size = float(parameter.numel())
     layer = isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention)
-    bare = parameter.dim() == 2 and not list(module.parameters(recurse=False)) == [parameter]
+    bare = parameter.dim() == 2 and len(list(module.parameters(recurse=False))) > 1
     if parameter.dim() > 1 and (layer or (bare and not isinstance(module, nn.Embedding))):
         read, made = (0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else (1, 0)
         size *= 1 if first or parameter.shape[read] == 1 else RATIO
