@@ -144,6 +144,38 @@ def test_heads_are_counted(make: Any, heads: str) -> None:
         optimizer.step()
 
 
+class WidthOverHeads(Attention):
+    """As in the first vision transformers: the size of a head is the stream's width over their number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, count, width = x.shape
+        qkv = self.qkv(x).reshape(n, count, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, count, width))
+
+
+def test_heads_that_code_fixes_stay_and_the_rest_goes() -> None:
+    torch.manual_seed(0)
+    fixed, free = WidthOverHeads(), Attention()
+    model: Any = Net(
+        lambda net, x: net.narrow(F.gelu(net.wide(x + net.fixed(x) + net.free(x).tanh()))).mean(1),
+        fixed=fixed,
+        free=free,
+        wide=nn.Linear(12, 16),
+        narrow=nn.Linear(16, 3),
+    ).double()
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    halved(model, x, optimizer=optimizer)
+    assert (fixed.num_heads, fixed.qkv.out_features, free.num_heads, model.wide.out_features) == (4, 36, 2, 8)
+    again = copy.deepcopy(model)
+    assert count_params(compact(again, x)) == count_params(model)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+
 # Torch-Pruning#120, #63, #140: training silently stopped, for the optimizer held parameters that were gone.
 
 
