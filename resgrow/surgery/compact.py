@@ -1,7 +1,7 @@
 """Physically smaller networks, after masks have emptied them."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import gcd
 
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from resgrow.surgery.structure import (
 )
 from resgrow.surgery.structure.bypass import Bypass
 from resgrow.surgery.structure.trace import Traced
+from resgrow.surgery.wrappers import unwrapped
 
 
 def compact(
@@ -43,7 +44,8 @@ def compact(
     weights are zero, or a norm's gain or a gate is): zeros without further ado, other constants where the readers'
     biases can hold them exactly, that is in front of linear layers and of convolutions without zero padding. What goes
     may empty others, so this repeats until nothing changes. At least one unit of each kind stays. So do units that a
-    norm or a softmax runs over, since the others would change without them.
+    norm or a softmax runs over, since the others would change without them, and heads of modules whose code does not
+    run with fewer.
 
     Layers and blocks go whole where nothing is left of them. A residual block whose branch gives zero, or the same
     whatever its input, becomes what its shortcut is: `torch.nn.Identity`, or some of its children in a row, under their
@@ -54,7 +56,9 @@ def compact(
     residual blocks start with.
 
     Args:
-        model: any module that ``torch.export`` can follow, whatever it returns its tensors in.
+        model: any module that ``torch.export`` can follow, whatever it returns its tensors in; of a compiled one, what
+            was compiled. A wrapper for several processes has to be made after surgery, anew if there was one: it holds
+            hooks on the old parameters.
         example_inputs: a tensor, the sequence of the model's arguments, or a mapping of its keyword arguments; the
             model is run on it before and after.
         inplace: make the model itself smaller. Parameters stay the objects that they are, with their gradients and
@@ -73,13 +77,15 @@ def compact(
 
     Raises:
         ValueError: ``torch.export`` cannot follow the model, or it does not run on example_inputs or is not finite
-            there; optimizer, followers or masks without ``inplace``; an optimizer that does not work weight by weight,
-            followers of another structure, masks of another model; round_to below 1.
+            there; it is wrapped for several processes; optimizer, followers or masks without ``inplace``; an optimizer
+            that does not work weight by weight, followers of another structure, masks of another model; round_to below
+            1.
         TypeError: example_inputs are not tensors, the model does not return any, or arguments of other types.
         RuntimeError: the smaller model's outputs differ by more than rounding.
 
         With any of them the model and all that goes with it are as they were, to the bit.
     """
+    wrapper, model = model, unwrapped("compact", model)
     if type(round_to) is not int or round_to < 1:
         raise ValueError(f"compact: round_to must be a whole number of at least 1 (got {round_to!r}); 1 rounds nothing")
     along = {"optimizer": optimizer, "followers": followers, "masks": masks}
@@ -98,19 +104,29 @@ def compact(
     except BaseException:
         edit.undo()
         raise
-    return edit.model
+    return wrapper if inplace else edit.model
 
 
 def _shrink(edit: Edit, example: Example, expected: Sequence[Tensor], round_to: int) -> None:
     """Take out what is dead, until nothing is."""
     whole = True
+    fixed: set[str] = set()
     while True:
         graph = traced(edit.model, example, "compact")
         found = bypasses(edit.model, graph, example, "compact") if whole else []
         if found:
             whole = _bypass(edit, found, example, expected)
-        elif not _narrow(edit, graph, round_to):
+            continue
+        mark = edit.mark()
+        gone = _narrow(edit, graph, round_to, fixed)
+        if not gone:
             return
+        split = {path for group in gone for path in group.split_by}
+        if split and not _same(edit, example, expected):
+            edit.undo(mark)
+            # One by one, so that those which can lose heads do.
+            alone = {path for path in split if not _narrows(edit, graph, example, expected, fixed | (split - {path}))}
+            fixed |= alone or split
 
 
 def _bypass(edit: Edit, found: Sequence[Bypass], example: Example, expected: Sequence[Tensor]) -> bool:
@@ -119,22 +135,43 @@ def _bypass(edit: Edit, found: Sequence[Bypass], example: Example, expected: Seq
     for each in found:
         parameters = list(edit.model.get_submodule(each.path).parameters())
         edit.replace(each.path, each.make, beside=parameters[-1])
-    try:
-        require_same_outputs(expected, outputs(edit.model, example, "compact"), "compact")
-    except Exception:
+    if not _same(edit, example, expected):
         edit.undo(mark)
         return False
     return True
 
 
-def _narrow(edit: Edit, graph: Traced, round_to: int) -> bool:
-    """Take units out; whether there were any."""
-    groups = structure_of(edit.model, graph).groups
+def _same(edit: Edit, example: Example, expected: Sequence[Tensor]) -> bool:
+    """Whether the model runs and gives what it did."""
+    try:
+        require_same_outputs(expected, outputs(edit.model, example, "compact"), "compact")
+    except Exception:
+        return False
+    return True
+
+
+def _narrows(edit: Edit, graph: Traced, example: Example, expected: Sequence[Tensor], fixed: Collection[str]) -> bool:
+    """Whether `_narrow` would leave a model that gives what it did."""
+    mark = edit.mark()
+    _narrow(edit, graph, 1, fixed)
+    same = _same(edit, example, expected)
+    edit.undo(mark)
+    return same
+
+
+def _narrow(edit: Edit, graph: Traced, round_to: int, fixed: Collection[str]) -> list[Group]:
+    """Take units out; which groups had any.
+
+    Args:
+        fixed: modules whose heads stay, for their code does not run with fewer.
+    """
+    found = structure_of(edit.model, graph).groups
+    groups = [group for group in found if not any(path in fixed for path in group.split_by)]
     reads = constant_inputs(edit.model, graph)
     gone = _rounded(groups, dead(edit.model, groups, reads), round_to)
     if absorb(edit, groups, gone, reads):
         remove(edit, groups, gone)
-    return bool(gone)
+    return [groups[number] for number in gone]
 
 
 def _rounded(groups: Sequence[Group], gone: Mapping[int, Tensor], to: int) -> dict[int, Tensor]:

@@ -73,7 +73,8 @@ def coupled(model: nn.Module, example_inputs: AnyInputs | None, op: str) -> list
 
     Args:
         model: one that `channel_groups` knows, or any that ``torch.export`` can follow on example_inputs.
-        example_inputs: a batch for the model; not used for models of the first kind.
+        example_inputs: a batch for the model; not used for models of the first kind, unless an `nn.Sequential` has
+            layers that the walk stops at.
         op: name of the calling operation, for messages.
 
     Raises:
@@ -81,7 +82,7 @@ def coupled(model: nn.Module, example_inputs: AnyInputs | None, op: str) -> list
             of a model of the first kind share a parameter.
         TypeError: example_inputs are not tensors.
     """
-    if walkable(model):
+    if walkable(model) and (example_inputs is None or _all_known(model)):
         return [_as_group(model, group) for group in channel_groups(model, op)]
     if example_inputs is None:
         raise ValueError(
@@ -234,6 +235,19 @@ class _Open:
         if not fits or width != repeat * self.size or (repeat != 1 and not (self.spatial and self.flat)):
             return None
         return ChannelGroup(self.producer, self.size, self.followers, (Consumer(name, repeat, self.path),))
+
+
+def _all_known(model: nn.Module) -> bool:
+    """Whether the walk gets through all layers."""
+    if not _behaves_like(model, nn.Sequential):
+        return True
+    kinds = (nn.Linear, nn.Flatten, *_ELEMENTWISE, *_POOLING, *_PER_CHANNEL)
+    return all(
+        type(leaf) in kinds
+        or (type(leaf) is nn.Conv2d and leaf.groups == 1)
+        or any(_behaves_like(leaf, kind) for kind in _WALKS)
+        for _, leaf in _leaves("", model)
+    )
 
 
 def _walk_chain(chain: list[tuple[str, nn.Module]]) -> Iterator[ChannelGroup]:

@@ -22,6 +22,7 @@ from resgrow.surgery.structure import Group, structure
 from resgrow.surgery.structure.edit import Fill
 from resgrow.surgery.structure.insert import grown, insert
 from resgrow.surgery.widen_names import fans_out, named_group
+from resgrow.surgery.wrappers import unwrapped
 
 
 @torch.no_grad()
@@ -106,6 +107,7 @@ def widen(
 
         With any of them, the model and all that goes with it are as they were, to the bit.
     """
+    model = unwrapped("widen", model)
     if isinstance(by, bool) or not isinstance(by, int):
         raise TypeError(f"widen: by must be a whole number (got {by!r})")
     if by < 1:

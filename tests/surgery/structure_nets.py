@@ -63,6 +63,19 @@ class Grouped(nn.Module):
         return self.out(torch.cat([self.left(a), b], 1))
 
 
+def cardinal() -> nn.Module:
+    """As in ResNeXt: groups between layers that mix them."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1, groups=4, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 4, 1),
+    )
+
+
 class Attention(nn.Module):
     def __init__(self, heads: int = 4, head_dim: int = 3, width: int = 12) -> None:
         super().__init__()
@@ -102,6 +115,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "residual": Residual,
     "concatenated": Concatenated,
     "grouped": Grouped,
+    "cardinal": cardinal,
     "transformer": Transformer,
     "package's": lambda: resnet(8, 0.5, 3, 4),
     "gated": lambda: nn.Sequential(

@@ -26,9 +26,11 @@ def dead(model: nn.Module, groups: Sequence[Group], reads: Mapping[str, Read]) -
     parameters = dict(model.named_parameters(remove_duplicate=False))
     present = {name: parameter.detach() != 0 for name, parameter in parameters.items()}
     for name, read in reads.items():
-        transposed = isinstance(_owner(model, name), _ConvTransposeNd)
+        dim = 0 if isinstance(_owner(model, name), _ConvTransposeNd) else 1
         harmless = (read.value == 0) | (read.value.isfinite() & _takes(model, name, read))
-        present[name].index_fill_(0 if transposed else 1, harmless.nonzero().flatten(), False)
+        # Of a kernel in groups the inputs lie side by side in one group's: they are no unit's, and go with its outputs.
+        if len(harmless) == present[name].shape[dim]:
+            present[name].index_fill_(dim, harmless.nonzero().flatten(), False)
     gone = {number: torch.zeros(group.size, dtype=torch.bool) for number, group in enumerate(groups) if _reads(group)}
     while any([_strike(present, groups[number], units) for number, units in gone.items()]):
         pass

@@ -76,7 +76,7 @@ def structure_of(model: nn.Module, graph: Traced) -> Structure:
             for path in group.split_by:
                 adapted(model.get_submodule(path), group.size, group.size)
         except ValueError as error:
-            result.unknown.append(str(error))
+            result.unknown.append(f"{error}, in {path}")
         else:
             result.groups.append(group)
     return result

@@ -43,9 +43,9 @@ class Members:
             for group in optimizer.param_groups:
                 if any(held is beside for held in group["params"]):
                     group["params"].append(parameter)
-                    # The one optimizer of torch that makes its state for all parameters in the beginning.
-                    if isinstance(optimizer, torch.optim.Adagrad):
-                        optimizer.state[parameter] = _adagrad(parameter, group)
+                    state = _first_state(optimizer, group, parameter, optimizer.state.get(beside, {}))
+                    if state is not None:
+                        optimizer.state[parameter] = state
 
     def leave(self, parameter: nn.Parameter) -> None:
         for optimizer in self._optimizers:
@@ -64,6 +64,15 @@ class Members:
             optimizer.state[parameter] = state
 
 
-def _adagrad(parameter: nn.Parameter, group: dict[str, Any]) -> dict[str, Any]:
-    total = torch.full_like(parameter, group["initial_accumulator_value"], memory_format=torch.preserve_format)
-    return {"step": torch.tensor(0.0), "sum": total.detach()}
+def _first_state(
+    optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter, beside: dict[str, Any]
+) -> dict[str, Any] | None:
+    """What an optimizer of torch must have of a parameter before its first step; most need nothing."""
+    if isinstance(optimizer, torch.optim.Adagrad):
+        # It makes the state of all parameters in the beginning.
+        total = torch.full_like(parameter, group["initial_accumulator_value"], memory_format=torch.preserve_format)
+        return {"step": torch.tensor(0.0), "sum": total.detach()}
+    if isinstance(optimizer, torch.optim.SGD) and group["fused"] and beside.get("momentum_buffer") is not None:
+        # The fused kernel takes momenta of all parameters or of none.
+        return {"momentum_buffer": torch.zeros_like(parameter).detach()}
+    return None

@@ -30,6 +30,10 @@ def made(track: Tracker, call: Call) -> Value:
     return Value(call.shape)
 
 
+def checked(track: Tracker, call: Call) -> None:
+    """Checks of dtypes and sizes, which have no result."""
+
+
 def _only(call: Call) -> tuple[str, Value]:
     (found,) = [(name, each) for name, each in call.arguments.items() if isinstance(each, Value)]
     return found

@@ -32,6 +32,7 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     ),
     (move.reshaped, "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as"),
     (move.made, "new_zeros new_ones new_empty new_full"),
+    (move.checked, "_assert_tensor_metadata _assert_async"),
     (move.cut, "slice narrow split split_with_sizes tensor_split"),
     (move.chunks, "chunk"),
     (move.padded, "pad constant_pad_nd"),
