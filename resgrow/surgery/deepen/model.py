@@ -19,6 +19,7 @@ from resgrow.surgery.forward import AnyInputs, Example, finite_outputs, outputs,
 from resgrow.surgery.masks import Masks
 from resgrow.surgery.structure import Edit
 from resgrow.surgery.structure.observe import equal, first_tensor, observed
+from resgrow.surgery.wrappers import unwrapped
 
 _COUNTED = "Where a number of layers is stored, as in model.config.num_hidden_layers, raise it before"
 _INITS = ("auto", "zero", "identity", "residual")
@@ -87,6 +88,7 @@ def deepen(
 
         With any of them, model, optimizers, followers and masks are as they were, to the bit.
     """
+    model = unwrapped("deepen", model)
     if init not in _INITS:
         raise ValueError(f"deepen: init must be one of {', '.join(_INITS)} (got {init!r})")
     example = Example.of(example_inputs, "deepen")
