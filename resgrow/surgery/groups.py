@@ -75,7 +75,7 @@ def coupled(model: nn.Module, example_inputs: AnyInputs | None, op: str) -> list
         model: one that `channel_groups` knows, or any that ``torch.export`` can follow on example_inputs.
         example_inputs: a batch for the model; not used for models of the first kind, unless an `nn.Sequential` has
             layers that the walk stops at.
-        op: name of the calling operation, for messages.
+        op: name of the calling operation, for messages. Operations that are not known are named in a UserWarning.
 
     Raises:
         ValueError: no example_inputs for a model of the second kind, or ``torch.export`` cannot follow it; two layers
@@ -90,7 +90,9 @@ def coupled(model: nn.Module, example_inputs: AnyInputs | None, op: str) -> list
             f"operations, which needs example_inputs (got none for {type(model).__name__}); pass one batch of inputs, "
             "or choose block=(1, 1) or (bo, bi)"
         )
-    return _of_parameters(model, structure(model, example_inputs, op).groups)
+    found = structure(model, example_inputs, op)
+    found.warn(op)
+    return _of_parameters(model, found.groups)
 
 
 def _as_group(model: nn.Module, group: ChannelGroup) -> Group:

@@ -351,3 +351,21 @@ def test_scores_must_have_all_weights() -> None:
             prune(model, rest, sparsity=0.3, block="channel", example_inputs=x)
     del scores["norm.weight"], scores["stem.bias"]
     assert prune(model, scores, sparsity=0.3, block="channel", example_inputs=x).density() <= 0.7
+
+
+def test_what_is_not_known_is_named() -> None:
+    class Sorted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.second(self.first(x).sort(-1).values).relu())
+
+    x = torch.randn(4, 3)
+    model = Sorted()
+    scores = {name: parameter.detach().abs() for name, parameter in model.named_parameters()}
+    with pytest.warns(UserWarning, match=r"stays as it is: aten.sort.default in the model"):
+        masks = prune(model, scores, sparsity=0.3, block="channel", example_inputs=x)
+    assert "first.weight" not in masks
+    assert "second.weight" in masks

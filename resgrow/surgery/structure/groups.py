@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +60,12 @@ class Structure:
 
     groups: list[Group]
     unknown: list[str] = field(default_factory=list)
+
+    def warn(self, op: str) -> None:
+        """Name what stays because it is not known, in a UserWarning."""
+        if self.unknown:
+            more = f" and {len(self.unknown) - 4} more" if len(self.unknown) > 4 else ""
+            warnings.warn(f"{op}: what reaches these stays as it is: {'; '.join(self.unknown[:4])}{more}", stacklevel=4)
 
 
 def structure(model: nn.Module, inputs: Example | AnyInputs, op: str) -> Structure:
@@ -140,7 +147,8 @@ class _Walk:
         rule = find_rule(node.target)
         self.track.where = call.where
         if rule is None:
-            self.unknown.add(f"{node.target} in {call.where or 'the model'}")
+            if any(value.labels for value in call.values()):
+                self.unknown.add(f"{node.target} in {call.where or 'the model'}")
             for value in call.values():
                 self.track.pin_value(value, f"no rule for {node.target}")
             return _unlabelled(call)
