@@ -13,16 +13,15 @@ import json
 import multiprocessing
 import subprocess
 import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from _curvature_contestants import contestants, forward_backward
 from _curvature_problems import prepare
-from torch.profiler import ProfilerActivity, profile
+
+from resgrow._memory import peak_bytes
 
 CLEAR = Path("/proc/self/clear_refs")
 KINDS = ("live", "cold", "warm")
@@ -48,26 +47,13 @@ def peak(job: tuple[str, str, str]) -> float:
         call(x[:2].clone(memory_format=torch.preserve_format), y[:2])
     if kind == "live":
         model.zero_grad()
-        return live(lambda: run(x, y))
+        return peak_bytes(lambda: run(x, y), torch.device("cpu")) / 2**20
     if kind == "warm":
         step(x, y)
     CLEAR.write_text("5")  # the high-water mark is now what is resident
     before = resident("VmRSS")
     run(x, y)
     return resident("VmHWM") - before
-
-
-def live(call: Callable[[], object]) -> float:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        kept = call()  # results count until the end
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        recorded.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    del kept
-    changes = [event for event in events if event.get("name") == "[memory]"]
-    changes.sort(key=lambda event: event["ts"])
-    return max(accumulate(event["args"]["Bytes"] for event in changes), default=0) / 2**20
 
 
 def resident(kind: str) -> float:

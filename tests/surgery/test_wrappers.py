@@ -136,17 +136,6 @@ def test_data_parallel_is_reached_through() -> None:
     assert unwrapped("test", torch.compile(wrapped, backend="eager")) is model
 
 
-@pytest.fixture
-def group() -> Iterator[None]:
-    """A process group of this process alone."""
-    distributed = torch.distributed
-    if not distributed.is_available() or not distributed.is_gloo_available():
-        pytest.skip("this torch has no gloo")
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
 def test_wrapped_for_several_processes_afterwards(group: None) -> None:
     model = emptied().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
