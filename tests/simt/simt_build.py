@@ -7,6 +7,7 @@ thread sanitizer: its calls at each access of memory go to the interpreter, not 
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -155,9 +156,11 @@ def _build() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = ninja_file("_simt", sources(), [HERE, ROOT / "csrc"])
     plan = folder / "build.ninja"
-    if not plan.exists() or plan.read_text() != text:
-        plan.write_text(text)
-    ninja(folder)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may run tests at once
+        if not plan.exists() or plan.read_text() != text:
+            plan.write_text(text)
+        ninja(folder)
 
 
 def imported(path: Path) -> ModuleType:
