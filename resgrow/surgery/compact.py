@@ -52,8 +52,9 @@ def compact(
     names; a constant that is not zero lives on in a `resgrow.nn.Shift`. A branch that other code adds to something
     becomes a `resgrow.nn.Zero` where it keeps the shape of its input.
 
-    Zeros count however they came about: masks of channels, of blocks, or of single weights, and also the zeros that new
-    residual blocks start with.
+    Zeros count however they came about: masks of channels, of blocks, or of single weights. Only layers and blocks do
+    not go for a scale that is zero (the gain of a norm, a parameter that multiplies), with which many residual blocks
+    start: it takes a weight without any entries left, or closed gates.
 
     Args:
         model: any module that ``torch.export`` can follow, whatever it returns its tensors in; of a compiled one, what

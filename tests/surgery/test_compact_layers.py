@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resgrow.nn import Shift, Zero, resnet
-from resgrow.surgery import Masks, compact, count_params
+from resgrow.surgery import Masks, compact, count_params, swap_activations
 
 X = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -79,7 +79,7 @@ def test_a_block_without_a_branch_is_the_identity() -> None:
 def test_a_block_with_a_downsampling_shortcut_is_that_shortcut() -> None:
     model = trained(resnet(8))
     block = model.layer2[0]
-    zero(block.conv1.weight, block.bn2.weight, block.bn2.bias)
+    zero(block.conv2.weight, block.bn2.bias, block.bn2.running_mean)
     small = same(model, X)
     assert [type(part) for part in small.layer2[0]] == [nn.Sequential, nn.ReLU]
     assert torch.equal(small.layer2[0].downsample[0].weight, block.downsample[0].weight)
@@ -128,11 +128,34 @@ def test_halves_of_a_block_become_zero() -> None:
     assert [name for name, _ in small[1].named_parameters()] == ["shift.value"]
 
 
-def test_zero_gates_of_a_fresh_network_count_too() -> None:
+def test_blocks_that_start_at_zero_stay() -> None:
+    """The gains of a new network's last norms, and scales of blocks."""
     model = resnet(8).double()
+    assert count_params(same(model, X)) == count_params(model)
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3))
+            self.scale = nn.Parameter(torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.scale * self.block(x)
+
+    model = nn.Sequential(nn.Linear(3, 3), Scaled(), nn.Linear(3, 2)).double()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    assert count_params(same(model, x)) == count_params(model)
+    zero(model[1].block[2].weight, model[1].block[2].bias)
+    assert count_params(same(model, x)) < count_params(model)
+
+
+def test_closed_gates_take_blocks_along() -> None:
+    model = swap_activations(trained(resnet(14)), X, learn="width")
+    gates = dict(model.named_modules())["layer2.1.act1"]
+    zero(gates.w)
     small = same(model, X)
-    assert count_params(small) < count_params(model) / 4
-    assert isinstance(small.layer1[0] if len(small.layer1) else nn.Identity(), nn.Identity)
+    assert type(small.layer2[1] if len(small.layer2) > 1 else nn.Identity()) in (nn.Identity, nn.Sequential)
+    assert "layer2.1.conv1.weight" not in dict(small.named_parameters())
 
 
 class Indexed(nn.Module):

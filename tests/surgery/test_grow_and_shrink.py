@@ -1,4 +1,4 @@
-"""What has grown and is not used yet shrinks back: the same tensors, optimizer state and outputs, to the bit."""
+"""What has grown and goes again leaves the same tensors, optimizer state and outputs, to the bit."""
 
 from __future__ import annotations
 
@@ -44,6 +44,10 @@ def test_width_and_depth_there_and_back(optimizer: str) -> None:
     assert (first, second) == ("layer2.2", "layer3.0_1")
     assert len(held(opt)) == len(members) + 12
     assert set(held(opt)) == {id(parameter) for parameter in model.parameters()}
+    compact(model, X, inplace=True, optimizer=opt)
+    assert {first, second} <= dict(model.named_modules()).keys()  # zero gains are where blocks start
+    for path in (first, second):
+        nn.init.zeros_(model.get_submodule(path).conv2.weight)
     compact(model, X, inplace=True, optimizer=opt)
     assert held(opt) == members
     assert_alike(everything(model, opt), before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -121,8 +122,13 @@ class Study:
         return {
             "params": count_params(network),
             "macs": count_macs(network, self.data.train_x[:1]),
-            "widths": widths(network),
+            # Of blocks that are no longer there: 0.
+            "widths": {**dict.fromkeys(self._widths, 0), **widths(network)},
         }
+
+    @cached_property
+    def _widths(self) -> tuple[str, ...]:
+        return tuple(widths(build_model(self._recipe(1), self.data)))
 
     def _trained(self, network: nn.Module, config: FitConfig) -> dict[str, Any]:
         before = accuracy(network, self.data)
@@ -171,10 +177,13 @@ def _blocks(model: nn.Module) -> dict[str, BasicBlock]:
 def pruned(model: nn.Module, params: int, example: Tensor) -> nn.Module:
     """A copy of at most ``params`` parameters, less by no more than one channel's: those of least magnitude go.
 
-    Magnitudes are summed over all that belongs to a channel, and ranked per parameter over the whole network.
+    Magnitudes are summed over all that belongs to a channel, and ranked per parameter over the whole network. Each
+    block keeps one, even if that is more than ``params``: gates can close whole blocks.
     """
     masked = copy.deepcopy(model)
-    share = (count_params(masked) - params) / make_units(masked, "channel").total()
+    units = make_units(masked, "channel")
+    most = sum(float(costs.sum() - costs.max()) for costs in units.costs())
+    share = min(count_params(masked) - params, most) / units.total()
     prune(masked, saliency(masked, method="magnitude"), sparsity=share, block="channel")
     return as_network(compact(masked, example))
 

@@ -122,6 +122,18 @@ def _padded(call: Call) -> Known:
 
 def _batch_norm(call: Call) -> Known:
     """In evaluation mode. With the batch's own statistics a constant is its own mean."""
+    gain, bias, centred = _normed(call)
+    return Known(call.shape, torch.where(gain == 0, bias, centred * gain + bias))
+
+
+def _learning_batch_norm(call: Call) -> Known:
+    """The same where a gain of zero may be another one tomorrow."""
+    gain, bias, centred = _normed(call)
+    return Known(call.shape, centred * gain + bias)
+
+
+def _normed(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Gain, bias and what they are applied to."""
     x = call.arguments["input"]
     shape = [1, -1, *[1] * (len(x.shape) - 2)]
 
@@ -129,12 +141,11 @@ def _batch_norm(call: Call) -> Known:
         given = call.get(name)
         return torch.tensor(default, dtype=torch.float64) if given is None else given.values.view(shape)
 
-    gain, bias = each("weight", 1.0), each("bias", 0.0)
     if call.get("running_mean") is None:
         centred = x.values - x.values
     else:
         centred = (x.values - each("running_mean", 0.0)) / (each("running_var", 1.0) + call.get("eps", 1e-5)).sqrt()
-    return Known(call.shape, torch.where(gain == 0, bias, centred * gain + bias))
+    return each("weight", 1.0), each("bias", 0.0), centred
 
 
 def _gated(call: Call) -> Known:
@@ -215,5 +226,13 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
 _RULES = {name: rule for rule, names in _NAMES for name in names.split()}
 
 
-def find_rule(op: Any) -> Rule | None:
-    return by_name(_RULES, op)
+# Where a scale of zero is no reason for a result of zero.
+_LEARNING_SCALES: dict[str, Rule] = {"mul": _pointwise, "batch_norm": _learning_batch_norm}
+
+
+def find_rule(op: Any, zero_scales: bool = True) -> Rule | None:
+    """
+    Args:
+        zero_scales: what is multiplied by a gain or another parameter of zero is zero, whatever it is.
+    """
+    return (None if zero_scales else by_name(_LEARNING_SCALES, op)) or by_name(_RULES, op)

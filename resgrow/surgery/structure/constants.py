@@ -43,17 +43,22 @@ def constant_inputs(model: nn.Module, graph: Traced) -> dict[str, Read]:
 
 @torch.no_grad()
 def constants(model: nn.Module, graph: Traced) -> dict[Node, Any]:
-    """What is known of each operation's result when it has been made, before anything writes over it."""
-    walk = _Walk(model, graph)
+    """What is known of each operation's result when it has been made, before anything writes over it.
+
+    Scales that are zero do not count here, gains of norms and parameters that multiply activations: new residual blocks
+    start with them, and learn.
+    """
+    walk = _Walk(model, graph, scales=False)
     walk.run()
     return walk.made
 
 
 class _Walk:
-    def __init__(self, model: nn.Module, graph: Traced) -> None:
+    def __init__(self, model: nn.Module, graph: Traced, scales: bool = True) -> None:
         tensors: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
         tensors.update(model.named_parameters(remove_duplicate=False))
         self.graph = graph
+        self.scales = scales
         self.values: dict[Node, Any] = {}
         self.made: dict[Node, Any] = {}
         self.reads: dict[str, Read] = {}
@@ -77,7 +82,8 @@ class _Walk:
             source, number = node.args
             assert isinstance(source, Node)
             return self._value(source)[number]
-        rule = find_rule(node.target)
+        scaled = any(each.name in self.graph.stored for each in node.all_input_nodes)
+        rule = find_rule(node.target, zero_scales=self.scales or not scaled)
         if rule is None or not all(_floating(each) for each in node.all_input_nodes):
             return _nothing(node)
         result = rule(described_call(node, self._value))
