@@ -12,7 +12,7 @@ from stored import IMAGES, Block, Stages, Words, assert_same, narrow_words
 from structure_nets import MODELS, Net, X, made, outputs, random_units
 from torch import Tensor, nn
 
-from resgrow.nn import TriStateReLU
+from resgrow.nn import Shift, TriStateReLU, resnet
 from resgrow.nn.attention import NarrowAttention
 from resgrow.surgery import compact, factorise, load, prune, save, swap, swap_activations, unswap, widen
 from resgrow.surgery.structure import Edit, mask, remove, structure
@@ -259,3 +259,35 @@ def test_masks_can_be_made_for_what_was_loaded(tmp_path: Path) -> None:
     masks = prune(again, scores, sparsity=0.5)
     assert masks.density() == pytest.approx(0.5, abs=0.01)
     assert compact(again, X) is not again
+
+
+def test_blocks_that_compact_took_out(tmp_path: Path) -> None:
+    """An identity, what is left of a downsampling block, and a constant."""
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = resnet(20)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+    torch.manual_seed(0)
+    model, x = Wrapped(), torch.randn(2, 3, 8, 8)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.2, 1.0)
+    body = model.body
+    nn.init.zeros_(body.layer1[1].conv2.weight)  # a constant is left
+    for block in (body.layer2[0], body.layer3[1]):
+        for tensor in (block.conv2.weight, block.bn2.bias, block.bn2.running_mean):
+            nn.init.zeros_(tensor)
+    small = compact(model.eval(), x)
+    kinds = {type(module) for module in small.modules()}
+    assert Shift in kinds
+    assert type(small.body.layer2[0]) is nn.Sequential
+    assert len(small.body.layer3) == 2
+    save(small, tmp_path)
+    again = load(tmp_path, model=Wrapped)
+    assert_same(again, small)
+    assert torch.equal(again(x), small(x))
