@@ -183,7 +183,7 @@ CASES: dict[str, Case] = {
     "swin_t": torchvision("swin_t", "head"),
     "torchvision ViT, 2 layers": Case(vision_transformer, images(32), ("heads.head",)),
     "timm vit_tiny, 2 layers": timm("vit_tiny_patch16_224", "head", 32, img_size=32, depth=2),
-    "timm mixer_s32, 2 layers": timm("mixer_s32_224", "head", 224, num_blocks=2),
+    "timm mixer_s32": timm("mixer_s32_224", "head", 224),
     "timm ghostnet_100": timm("ghostnet_100", "classifier"),
     "timm hrnet_w18_small": timm("hrnet_w18_small", "classifier"),
     "Hugging Face BERT, 2 layers": Case(Bert, lambda: (torch.randint(0, 100, (2, 8)),), ("head",)),

@@ -1,7 +1,7 @@
 """Half of the channels of many models taken out, by Torch-Pruning and by resgrow: who can, how exactly, how fast.
 
     pip install torch-pruning==1.6.1 && pip install -e .[models]
-    python benchmarks/compare_torch_pruning.py [--models resnet18 U-Net ...] [--seconds 300]
+    python benchmarks/compare_torch_pruning.py [--models resnet18 U-Net ...] [--seconds 300] [--gigabytes 10]
 
 Each tool gets the same model with the same random weights, ratio 0.5 in every layer (not global), L2 or L1 magnitudes.
 Torch-Pruning is told the output layers and, for attention, what its examples do by hand; resgrow is told nothing.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import resource
 import signal
 import warnings
 from collections.abc import Iterator
@@ -60,7 +61,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(CASES))
     parser.add_argument("--seconds", type=int, default=300, help="for each tool and model; then it counts as hung")
+    parser.add_argument("--gigabytes", type=float, default=10, help="of address space: a limit")
     args = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, 2 * (int(args.gigabytes * 2**30),))
     warnings.simplefilter("ignore")
     print("| model | parameters | tool | handled | left | error | masked | Adam | seconds |")
     print("|---|---:|---|---|---:|---:|---|---:|---:|")
@@ -79,7 +82,7 @@ def compared(case: Case, tool: Tool, seconds: int) -> tuple[int, Result]:
             fill(result, case, tool, before)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        result.error = f"{type(error).__name__}: {lines[0][:150]}".replace("|", "/")
+        result.error = f"{type(error).__name__}: {lines[0][:150]}".replace("|", "/").removesuffix(": ")
     return before, result
 
 

@@ -113,7 +113,10 @@ class _Search:
             inner = f"{path}.{name}"
             if self.calls.plain(inner) and at in self.calls.nodes(inner):
                 made, source = self.calls.output(inner), self.calls.input(inner)
-                if made is not None and source is not None and self.alive.root(made) is at:
+                if made is None or source is None or self.alive.root(made) is not at:
+                    continue
+                # Dense layers, which take lists of tensors, can seem to read what they make: that would never end.
+                if self.alive.root(source) is not at:
                     return _Link(name, attrgetter(name), self.alive.root(source))
         if at in self.alive.shifts:
             other, value = self.alive.shifts[at]
