@@ -98,10 +98,13 @@ class _Search:
         at, start = self.alive.root(made), self.calls.input(path)
         if start is None:
             return None
+        seen: set[Node] = set()
         while at is not self.alive.root(start):
-            link = self._link(path, module, at)
+            # Dense layers, which take lists of tensors, can seem to read what they make.
+            link = None if at in seen else self._link(path, module, at)
             if link is None:
                 return None
+            seen.add(at)
             links.insert(0, link)
             at = link.source
         return links
@@ -113,10 +116,7 @@ class _Search:
             inner = f"{path}.{name}"
             if self.calls.plain(inner) and at in self.calls.nodes(inner):
                 made, source = self.calls.output(inner), self.calls.input(inner)
-                if made is None or source is None or self.alive.root(made) is not at:
-                    continue
-                # Dense layers, which take lists of tensors, can seem to read what they make: that would never end.
-                if self.alive.root(source) is not at:
+                if made is not None and source is not None and self.alive.root(made) is at:
                     return _Link(name, attrgetter(name), self.alive.root(source))
         if at in self.alive.shifts:
             other, value = self.alive.shifts[at]
