@@ -229,6 +229,32 @@ def test_masks_of_layers_that_are_coupled_do_not_conflict() -> None:
     torch.testing.assert_close(outputs(model, X), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_constant_that_is_added_in_place(inplace: bool) -> None:
+    """As ghost modules and residual blocks write it: the constant branch has more to tell than what it is added to."""
+    torch.manual_seed(0)
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        stream = net.stem(x)
+        branch = net.branch(x)
+        stream = (
+            stream.add_(branch).mul_(net.gate(x).sigmoid()) if inplace else (stream + branch) * net.gate(x).sigmoid()
+        )
+        return net.out(stream)
+
+    model: Any = Net(
+        forward, stem=nn.Conv2d(3, 6, 1), branch=nn.Conv2d(3, 6, 1), gate=nn.Conv2d(3, 6, 1), out=nn.Conv2d(6, 2, 1)
+    ).double()
+    with torch.no_grad():
+        model.branch.weight.zero_()
+        model.gate.weight[1:] = 0
+        model.stem.weight[:2] = 0
+    expected = outputs(model, X)
+    compact(model, X, inplace=True)
+    assert (model.stem.out_channels, model.out.in_channels) == (5, 5)
+    torch.testing.assert_close(outputs(model, X), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_shapes_from_the_forward_pass() -> None:
     """A view by numbers that the model reads off its tensors, a flatten behind a pool, and a layer without use."""
     torch.manual_seed(0)

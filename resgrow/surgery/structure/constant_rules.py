@@ -46,6 +46,12 @@ def _pointwise(call: Call) -> Known:
         for name, each in call.arguments.items()
         if name not in ("dtype", "layout", "device", "memory_format")
     }
+    if call.op._schema.is_mutable:
+        # What is written over has to have room for the result.
+        given = {name: each for name, each in arguments.items() if isinstance(each, Tensor)}
+        written = next(iter(given))
+        shape = torch.broadcast_shapes(*(each.shape for each in given.values()))
+        arguments[written] = given[written].expand(shape).clone()
     return Known(call.shape, call.op(**arguments))
 
 
