@@ -231,27 +231,24 @@ def test_masks_of_layers_that_are_coupled_do_not_conflict() -> None:
 
 @pytest.mark.parametrize("inplace", [True, False])
 def test_a_constant_that_is_added_in_place(inplace: bool) -> None:
-    """As ghost modules and residual blocks write it: the constant branch has more to tell than what it is added to."""
+    """As ghost modules and residual blocks write it. Of the images, to which one is added, nothing is known."""
     torch.manual_seed(0)
 
     def forward(net: Any, x: Tensor) -> Tensor:
-        stream = net.stem(x)
-        branch = net.branch(x)
-        stream = (
-            stream.add_(branch).mul_(net.gate(x).sigmoid()) if inplace else (stream + branch) * net.gate(x).sigmoid()
-        )
-        return net.out(stream)
+        stream, branch, image, side = net.stem(x), net.branch(x), x.clone(), net.side(x)
+        added = (stream.add_(branch), image.mul_(side)) if inplace else (stream + branch, image * side)
+        return net.out(torch.cat(added, 1))
 
     model: Any = Net(
-        forward, stem=nn.Conv2d(3, 6, 1), branch=nn.Conv2d(3, 6, 1), gate=nn.Conv2d(3, 6, 1), out=nn.Conv2d(6, 2, 1)
+        forward, stem=nn.Conv2d(3, 6, 1), branch=nn.Conv2d(3, 6, 1), side=nn.Conv2d(3, 3, 1), out=nn.Conv2d(9, 2, 1)
     ).double()
     with torch.no_grad():
         model.branch.weight.zero_()
-        model.gate.weight[1:] = 0
+        model.side.weight.zero_()
         model.stem.weight[:2] = 0
     expected = outputs(model, X)
     compact(model, X, inplace=True)
-    assert (model.stem.out_channels, model.out.in_channels) == (5, 5)
+    assert (model.stem.out_channels, model.out.in_channels) == (4, 7)
     torch.testing.assert_close(outputs(model, X), expected, rtol=1e-12, atol=1e-12)
 
 
