@@ -110,13 +110,12 @@ def compact(
 
 def _shrink(edit: Edit, example: Example, expected: Sequence[Tensor], round_to: int) -> None:
     """Take out what is dead, until nothing is."""
-    whole = True
     fixed: set[str] = set()
     while True:
         graph = traced(edit.model, example, "compact")
-        found = bypasses(edit.model, graph, example, "compact") if whole else []
+        found = [each for each in bypasses(edit.model, graph, example, "compact") if each.path not in fixed]
         if found:
-            whole = _bypass(edit, found, example, expected)
+            fixed |= _bypass(edit, found, example, expected)
             continue
         mark = edit.mark()
         gone = _narrow(edit, graph, round_to, fixed)
@@ -130,16 +129,18 @@ def _shrink(edit: Edit, example: Example, expected: Sequence[Tensor], round_to: 
             fixed |= alone or split
 
 
-def _bypass(edit: Edit, found: Sequence[Bypass], example: Example, expected: Sequence[Tensor]) -> bool:
-    """Take out layers and blocks; whether that could be done. Code that does more with them than to call them stays."""
+def _bypass(edit: Edit, found: Sequence[Bypass], example: Example, expected: Sequence[Tensor]) -> set[str]:
+    """Take out layers and blocks; which have to stay, by their paths, as code does more with them than to call them."""
     mark = edit.mark()
     for each in found:
         parameters = list(edit.model.get_submodule(each.path).parameters())
         edit.replace(each.path, each.make, beside=parameters[-1])
-    if not _same(edit, example, expected):
-        edit.undo(mark)
-        return False
-    return True
+    if _same(edit, example, expected):
+        return set()
+    edit.undo(mark)
+    if len(found) == 1:
+        return {found[0].path}
+    return {path for each in found for path in _bypass(edit, [each], example, expected)}
 
 
 def _same(edit: Edit, example: Example, expected: Sequence[Tensor]) -> bool:

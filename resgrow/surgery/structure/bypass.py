@@ -1,7 +1,7 @@
 """Layers and blocks that have no effect any more, as whole modules: what to put in their places.
 
 A residual block whose branch has become zero is what is left of its shortcut: nothing, or some of its children in a
-row. A branch in the middle of other code gives a constant, and what only fed it can pass things on.
+row. A branch in the middle of other code gives a constant, and what only that reads can pass things on.
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ class _Search:
         constant = self.alive.known.get(self.alive.root(made))
         if constant is not None:
             return _constant(constant) if self.calls.keeps_shape(path) else None
-        if not self.calls.nodes(path) & self.alive.live and self.alive.root(made) in self.calls.nodes(path):
-            # Only constants came of it.
+        inside = self.calls.nodes(path)
+        if all(operation(user) == "zeros_like" for user in made.users if user not in inside):
+            # Only a `Zero` reads it, which wants nothing but a shape.
             return _nothing if self.calls.keeps_shape(path) else None
         links = self._links(path, module, made)
         kept = {link.name for link in links or ()}

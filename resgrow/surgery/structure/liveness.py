@@ -1,8 +1,7 @@
-"""Which operations of a model still matter: additions of nothing pass on, and what only constants need is dead."""
+"""What operations of a model still do: which only pass something on, and which give constants."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -36,21 +35,19 @@ def operation(node: Node) -> str:
 
 @dataclass
 class Liveness:
-    """What is left of a graph.
+    """What is left of a graph's operations.
 
     Attributes:
         same: node -> the node whose value it has, where that is another.
         reads: node -> what it reads, each followed to where it comes from.
         shifts: additions of a constant that is not zero: node -> (the other operand, the constant).
         known: constant results, float64, with size 1 where nothing changes along a dimension.
-        live: what the outputs need.
     """
 
     same: dict[Node, Node] = field(default_factory=dict)
     reads: dict[Node, list[Node]] = field(default_factory=dict)
     shifts: dict[Node, tuple[Node, Tensor]] = field(default_factory=dict)
     known: dict[Node, Tensor] = field(default_factory=dict)
-    live: set[Node] = field(default_factory=set)
 
     def root(self, node: Node) -> Node:
         while node in self.same:
@@ -68,7 +65,6 @@ def liveness(model: nn.Module, graph: Traced) -> Liveness:
     for node in graph.nodes:
         if node.op == "call_function":
             _follow(node, found, positive)
-    found.live = set(_needed(graph, found))
     return found
 
 
@@ -98,16 +94,3 @@ def _pass_on(node: Node, found: Liveness, positive: set[Node]) -> None:
                     found.same[node] = other
                 else:
                     found.shifts[node] = (other, found.known[one])
-
-
-def _needed(graph: Traced, found: Liveness) -> Iterator[Node]:
-    """From the outputs back, past what only passes on and not into constants."""
-    seen: set[Node] = set()
-    waiting = [found.root(node) for node in graph.outputs]
-    while waiting:
-        node = waiting.pop()
-        if node in seen or node in found.known:
-            continue
-        seen.add(node)
-        yield node
-        waiting += [found.shifts[node][0]] if node in found.shifts else found.reads.get(node, [])
