@@ -117,7 +117,7 @@ def _half(module: nn.Module, name: str, parameter: Tensor, first: bool, final: b
         read, made = (0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else (1, 0)
         size *= 1 if first or parameter.shape[read] == 1 else RATIO
         return size * (1 if final or parameter.shape[made] == 1 else RATIO)
-    return size * (1 if final or size == 1 or (first and not layer) else RATIO)
+    return size * (1 if final or size == 1 or (first and parameter.dim() == 1) else RATIO)
 
 
 TOOLS: dict[str, Tool] = {"Torch-Pruning": theirs, "resgrow": ours}
