@@ -37,8 +37,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "ASGD": partial(torch.optim.ASGD, lr=1e-2),
     "Rprop": partial(torch.optim.Rprop, lr=1e-3),
 }
-# Of losses in float64. Sums over fewer terms round otherwise, and batch norms of few images make up to 1e-8 of that within
-# ten steps; what goes wrong with weights or state shows in the third digit.
+# Of losses in float64. Sums over fewer terms round otherwise, and batch norms of few images make up to 1e-8 of that
+# within ten steps; what goes wrong with weights or state shows in the third digit.
 CLOSE = 1e-6
 SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
     "StepLR": partial(lr_scheduler.StepLR, step_size=3, gamma=0.5),
