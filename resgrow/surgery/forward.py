@@ -40,20 +40,13 @@ def as_inputs(example_inputs: Inputs, op: str) -> tuple[Tensor, ...]:
 
 
 def evaluate(model: nn.Module, inputs: Sequence[Tensor], op: str) -> Tensor:
-    """The model's output on ``inputs`` in evaluation mode.
+    """The one tensor that the model returns on ``inputs`` in evaluation mode.
 
     Raises:
         ValueError: the model does not run on them; the original error is chained.
         TypeError: the output is not one tensor.
     """
-    with eval_mode(model), torch.no_grad():
-        try:
-            output = model(*inputs)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ValueError(
-                f"{op}: the model does not run on example_inputs (got shapes "
-                f"{[tuple(x.shape) for x in inputs]}: {error}); pass a batch like those it was trained on"
-            ) from error
+    output = _run(model, Example(tuple(inputs)), op)
     if not isinstance(output, Tensor):
         raise TypeError(f"{op}: the model must return one tensor (got {type(output).__name__})")
     return output
@@ -92,19 +85,23 @@ def outputs(model: nn.Module, example: Example, op: str) -> tuple[Tensor, ...]:
         ValueError: the model does not run on it; the original error is chained.
         TypeError: it returns no tensor.
     """
+    made = _run(model, example, op)
+    found = tuple(leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor))
+    if not found:
+        raise TypeError(f"{op}: the model must return tensors (got {type(made).__name__})")
+    return found
+
+
+def _run(model: nn.Module, example: Example, op: str) -> Any:
     with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            made = model(*example.args, **example.kwargs)
+            return model(*example.args, **example.kwargs)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             shapes = [tuple(x.shape) for x in example.tensors()]
             raise ValueError(
                 f"{op}: the model does not run on example_inputs (got shapes {shapes}: {error}); pass a batch like "
                 "those it was trained on"
             ) from error
-    found = tuple(leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor))
-    if not found:
-        raise TypeError(f"{op}: the model must return tensors (got {type(made).__name__})")
-    return found
 
 
 def finite_outputs(model: nn.Module, example: Example, op: str) -> tuple[Tensor, ...]:

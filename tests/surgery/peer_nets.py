@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from structure_nets import uneven, without_zeros
 from torch import Tensor, nn
 
 IMAGES = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -143,12 +144,4 @@ PEERS: dict[str, Callable[[], nn.Module]] = {
 def made(name: str, seed: int = 0) -> nn.Module:
     """In float64 and evaluation mode; norms, zeros and scales that a fresh model has are random here."""
     torch.manual_seed(seed)
-    model = PEERS[name]().double().eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
-                nn.init.uniform_(tensor, 0.5, 1.5)
-    for key, parameter in model.named_parameters():
-        if key.endswith(("layer_scale", "gamma")) or not parameter.any():
-            nn.init.normal_(parameter)
-    return model
+    return without_zeros(uneven(PEERS[name]().double().eval()), ("layer_scale", "gamma"))

@@ -133,11 +133,23 @@ X = torch.randn(2, 3, 8, 8, dtype=torch.float64)
 
 def made(name: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    model = MODELS[name]().double().eval()
+    return uneven(MODELS[name]().double().eval())
+
+
+def uneven(model: nn.Module) -> nn.Module:
+    """Fresh norms hide mistakes: they neither shift nor scale."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                 nn.init.uniform_(tensor, 0.5, 1.5)
+    return model
+
+
+def without_zeros(model: nn.Module, small: tuple[str, ...]) -> nn.Module:
+    """Parameters that start at zero, or so small as those with names that end like this, are random."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(small) or not parameter.any():
+            nn.init.normal_(parameter)
     return model
 
 

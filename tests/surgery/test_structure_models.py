@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from structure_nets import uneven, without_zeros
 from torch import Tensor, nn
 
 from resgrow.surgery.structure import Edit, Group, mask, remove, structure
@@ -49,15 +50,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
 
 
 def widened_norms(model: nn.Module) -> nn.Module:
-    """Fresh norms hide mistakes: they neither shift nor scale."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
-                nn.init.uniform_(tensor, 0.5, 1.5)
-    for name, parameter in model.named_parameters():
-        if name.endswith(("head.weight", "layer_scale")) or not parameter.any():
-            nn.init.normal_(parameter)
-    return model
+    return without_zeros(uneven(model), ("head.weight", "layer_scale"))
 
 
 def some(groups: list[Group]) -> dict[int, Tensor]:
