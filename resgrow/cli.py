@@ -93,6 +93,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         optimizer=arguments.optimizer,
         lr=arguments.lr,
         unit=arguments.unit,
+        grow=arguments.grow,
         seed=arguments.seed,
         data_dir=arguments.data_dir,
         download=arguments.download,
@@ -210,7 +211,8 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add(
         "--budget",
         metavar="params=X[,macs=Y]",
-        help="what may be left: fractions up to 1, or absolute counts above (default: params=0.1)",
+        help="what may be left of params, macs, latency_ms or loss: such as 10%%, or absolute; for params and macs "
+        "numbers up to 1 are fractions (default: params=0.1)",
     )
     add(
         "--method",
@@ -219,7 +221,17 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="a controller that moves towards the budget, or gates that learn with the weights (default: controller)",
     )
     add("--gates", type=float, metavar="X", help="weight of the gates' penalty, for tristate (default: 0.001)")
-    add("--unit", metavar="channel|weight", help="the smallest thing removed (default: by model)")
+    add(
+        "--unit",
+        metavar="channel|weight|residual",
+        help="the smallest thing removed and added, or several with + (default: by model)",
+    )
+    add(
+        "--grow",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether parts that are worth more than others come for them",
+    )
     add("--epochs", type=int, metavar="N", help="of each network (default: by data set and model)")
     add("--batch-size", type=int, metavar="N", help="images per step (default: by data set and model)")
     add("--optimizer", metavar="adam|adamw|sgd", help="for both networks (default: by data set and model)")

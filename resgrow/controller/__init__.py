@@ -3,5 +3,6 @@
 from resgrow.controller.budget import Budget
 from resgrow.controller.controller import Controller
 from resgrow.controller.history import Move
+from resgrow.controller.trust import Trust
 
-__all__ = ["Budget", "Controller", "Move"]
+__all__ = ["Budget", "Controller", "Move", "Trust"]

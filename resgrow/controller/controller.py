@@ -1,40 +1,60 @@
-"""The controller: prices the parts of a model while it trains and removes those the loss can spare."""
+"""The controller: prices the parts of a model while it trains, removes what can be spared, adds what is asked for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim import Optimizer
 
 from resgrow.controller.budget import Budget
-from resgrow.controller.history import Move
-from resgrow.controller.meter import Meter
+from resgrow.controller.grow import Deepener, Grower, Regrower, Widener
+from resgrow.controller.history import Move, restored, reversals
+from resgrow.controller.probation import Probation
 from resgrow.controller.recent import Recent
+from resgrow.controller.running import RunningCurvature
+from resgrow.controller.settings import Settings, Unit, check, label, units_of
+from resgrow.controller.shrink import Family, together
+from resgrow.controller.state import captured, restore
 from resgrow.controller.trust import Trust, pace
-from resgrow.curvature import curvature
+from resgrow.controller.workshop import Grown, Scene, Shrunk, Workshop
 from resgrow.curvature.batches import Batch, device_of, take
-from resgrow.curvature.evaluate import mean_loss
 from resgrow.curvature.heads import LossFn
-from resgrow.saliency import obd
-from resgrow.surgery import Masks, make_units
+from resgrow.surgery import Masks, compact, make_units
+from resgrow.surgery.company import Followers, company
+from resgrow.surgery.forward import AnyInputs
+from resgrow.surgery.wrappers import unwrapped
 
-UNITS: dict[str, Any] = {"channel": "channel", "weight": (1, 1)}
 # Tries per move: each halves the step, so the last is an eighth of the first.
 TRIES = 4
+# Growth must bring this part of what was predicted.
+WORTH = 0.1
+# While the loss falls by more than this part of it between two looks, training is the cheaper way to lower it, and what
+# a part is worth is not known yet.
+SETTLED = 0.05
+# Below a limit of the loss, the model shrinks only when it has this part to spare.
+MARGIN = 0.05
+# Looks at held data, forward passes over it, in one move: before, and one or two tries.
+LOOKS = 2.5
 
 
 class Controller:
-    """Moves a model towards a budget beside an ordinary training loop.
+    """Moves a model towards a budget beside an ordinary training loop, in both directions.
 
-    Every ``every`` steps it takes the damped OBD saliency of what is left (curvature of the last batches), proposes
-    to remove the units with the least saliency per cost, and compares the predicted with the measured rise of the
-    loss on batches the scores did not see. A move that raises the loss by more than the tolerance is undone and halved;
-    the ratio of measured to predicted rise sets size and damping of the next (see ``Trust``). Removed weights and
-    their optimizer state stay zero.
+    Every part that is there has a price: its damped OBD saliency, the predicted rise of the loss when it goes, per
+    cost. Every part that is not there has one: the predicted fall of the loss when it comes, by a damped Newton step of
+    its new weights, per cost. Above a limit of cost the cheapest parts go. Below it, parts come as long as the loss
+    falls for it; at the limit, where a part that would come is worth more than ``hysteresis`` times what has to go for
+    it, they change places. With a limit of loss, parts come while the loss is above it and training no longer lowers
+    it, and go while it stays below.
+
+    Each move is measured on data that the prediction did not see, kept where it is harmless (or worth it), undone to
+    the bit where not, and tried again half as large. The ratio of measured to predicted change sets size and damping of
+    the next one (see `Trust`).
 
     Use::
 
@@ -43,24 +63,44 @@ class Controller:
             train(batch)        # forward, backward, optimizer.step()
             ctl.step(batch)
 
+    What comes, by ``unit``: masked weights and blocks regrow; channels, neurons and heads come where the gain per cost
+    is largest (`resgrow.growth_gain`; those that masks hold back are woken first, then layers become wider); residual
+    blocks are added (`resgrow.deepen`). Removed parts are masked: shapes change by growth only, and by `compact`.
+
+    **Cost.** Curvature is an average over single batches, at most ``share`` of the training work. Held data are looked
+    at as often as takes about as much again. Both are counted in samples, so that runs are reproducible, and not in
+    seconds. Growth of channels costs more than that where layers are wide (an eigenvalue problem for each layer).
+
     Args:
         model: a model that ``resgrow.curvature`` knows; for channels `nn.Sequential`, `resgrow.nn.ResNet`, or any that
             ``torch.export`` can follow on example_inputs.
-        optimizer: any ``torch.optim`` optimizer with per-element state that holds the model's parameters.
-        loss_fn: ``CrossEntropyLoss`` or ``MSELoss``.
-        budget: upper limits on parameters and multiply-accumulates.
-        unit: what is removed: "channel" (with everything coupled to it; heads and neurons too, see
-            ``resgrow.surgery.make_units``) or single "weight".
+        optimizer: any ``torch.optim`` optimizer with per-element state that holds the model's parameters, or several.
+        loss_fn: as in ``resgrow.curvature``.
+        budget: upper limits on cost and loss.
+        unit: what comes and goes: "channel" (with everything coupled to it; heads and neurons too), "weight", blocks
+            ``(bo, bi)``, "residual" (whole residual blocks), or several of them, such as ``["channel", "residual"]``.
+        grow: whether anything may come. Channels and residual blocks need example_inputs for it.
+        init: of new channels: "tiny", "gradmax" or "random", see `resgrow.widen`.
+        held: batches on which moves are checked; those that a training step was just made on, by default.
         deadline: number of steps by which the budget must be met. Moves then keep at least the pace that needs,
-            even where the loss objects. Without one the loss alone decides how fast.
-        every: steps between moves.
-        samples: newest training samples kept (by reference); half for curvature, half for checking.
+            even where the loss objects, and there are none after it. Without one the loss alone decides how fast.
+        every: steps between moves; by default what ``share`` allows.
+        samples: newest training samples kept (by reference); half for estimates, half for checks, or all for estimates
+            where there are held data.
         curvature: method of ``resgrow.curvature``.
         temperature: of the softmax under which curvature is taken, see ``resgrow.curvature``.
-        trust: initial step size, damping and tolerance.
+        share: of the training work that curvature may take, and that looks at held data may take.
+        confirm: how many of the cheapest units are removed one by one at each move, to measure what each is worth; 0
+            for none. A forward pass each.
+        cooldown: moves for which a group that has grown does not shrink, and the other way around.
+        hysteresis: how many times dearer what comes has to be than what goes for it.
+        blockwise: one large move whenever training has settled, rather than small ones all the time.
+        trust: initial step size, damping and tolerance of removals; ``growth_trust``: of growth.
         exclude: parameters or modules to leave alone, see ``resgrow.prune``.
-        example_inputs: a batch for the model; needed for a budget of ``macs``, and for channels of models other than
-            `nn.Sequential` and `resgrow.nn.ResNet`.
+        example_inputs: a batch for the model; needed for budgets of ``macs`` and ``latency_ms``, and for channels of
+            models other than `nn.Sequential` and `resgrow.nn.ResNet`.
+        followers: averaged copies of the model, which change along.
+        seed: of the controller's own random numbers.
 
     Attributes:
         history: every move tried, in order.
@@ -68,213 +108,419 @@ class Controller:
 
     Raises:
         ValueError: a budget that cannot be reached, an unknown unit or name in ``exclude``, an optimizer that does
-            not hold the parameters, counts that are not positive, no example_inputs where they are needed, or a model
-            whose channels ``torch.export`` cannot follow. Model and optimizer are as they were.
+            not hold the parameters, counts that are not positive, no held data, no example_inputs where they are
+            needed, or a model whose channels ``torch.export`` cannot follow. Model and optimizer are as they were.
+        TypeError: arguments of other types.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         loss_fn: LossFn,
         budget: Budget,
         *,
-        unit: str = "channel",
+        unit: Unit = "channel",
+        grow: bool = True,
+        init: str = "tiny",
+        held: Iterable[Any] | Batch | None = None,
         deadline: int | None = None,
-        every: int = 50,
-        samples: int = 2048,
+        every: int | None = None,
+        samples: int = 1024,
         curvature: str = "ggn-mc",
         temperature: float = 1.0,
+        share: float = 0.05,
+        confirm: int = 0,
+        cooldown: int = 4,
+        hysteresis: float = 2.0,
+        blockwise: bool = False,
         trust: Trust | None = None,
+        growth_trust: Trust | None = None,
         exclude: Sequence[str] = (),
-        example_inputs: Tensor | tuple[Tensor, ...] | None = None,
+        example_inputs: AnyInputs | None = None,
+        followers: Followers = None,
+        seed: int = 0,
     ) -> None:
-        _check_arguments(model, budget, unit, deadline, every, samples, example_inputs)
-        self.model, self.optimizer, self.loss_fn, self.budget = model, optimizer, loss_fn, budget
-        self.unit, self.deadline, self.every = unit, deadline, every
-        self.method, self.temperature = curvature, temperature
-        self.trust = trust or Trust()
+        settings = Settings(
+            units_of(unit), grow, init, deadline, every, samples, share, confirm, cooldown, hysteresis, blockwise
+        )
+        check(model, budget, settings, example_inputs is not None)
+        self.model = unwrapped("Controller", model)
+        self.loss_fn, self.budget, self.settings = loss_fn, budget, settings
+        along = company("Controller", self.model, optimizer, followers)
+        self.trust = trust or Trust(fraction=0.2 if blockwise else 0.05)
+        self.growth_trust = growth_trust or Trust(fraction=0.1)
         self.history: list[Move] = []
-        self._steps = 0
+        self._device = device_of(self.model)
+        self._held = None if held is None else take("Controller: held", held, self._device, 2**62)
         self._recent = Recent(samples)
-        self._device = device_of(model)
-        self._units = make_units(model, UNITS[unit], exclude, example_inputs)
-        self._meter = Meter(model, self._units, example_inputs)
-        self._targets = budget.targets(self._meter.dense)
+        self._steps, self._every, self._active = 0, every, False
+        self._losses: list[float] = []
+        self._probation: Probation | None = None
+        self._failures, self._rest = 0, 0  # of removals on probation: in a row; looks until the next may begin
+        self._loss_limit: float | None = None
+        generator = torch.Generator(self._device).manual_seed(seed)
+        self._shop = Workshop(
+            self.model,
+            loss_fn,
+            along.optimizers,
+            along.followers,
+            example_inputs,
+            lambda: [
+                Family(label(each), make_units(self.model, each, exclude, example_inputs)) for each in settings.units
+            ],
+            budget.costs(),
+            RunningCurvature(self.model, loss_fn, curvature, temperature, share, generator),
+            torch.Generator().manual_seed(seed),
+            confirm,
+        )
+        self._deepener = Deepener()
+        self._targets = budget.targets(self._shop.cost)
         self._check_reachable()
-        self.masks = Masks(model, self._units.to_masks(self._units.live())).attach(optimizer)
+        for each in along.optimizers:
+            self.masks.attach(each)
+
+    @property
+    def masks(self) -> Masks:
+        return self._shop.masks
 
     @property
     def cost(self) -> dict[str, float]:
-        """Live parameters and, with example inputs, multiply-accumulates per sample."""
-        return self._meter.cost(self.masks)
+        """Live parameters; with example inputs multiply-accumulates per sample; with such a budget milliseconds."""
+        return self._shop.cost
 
     @property
     def met(self) -> bool:
-        """Whether the model is within its budget."""
-        return self._excess() is None
+        """Whether the model is within its budget, its loss as it was measured last."""
+        limit = math.inf if self._loss_limit is None else self._loss_limit
+        return self._excess() is None and (
+            self.budget.loss is None or (bool(self._losses) and self._losses[-1] <= limit)
+        )
+
+    @property
+    def reversals(self) -> int:
+        """How often a group that had grown shrank next, or the other way around."""
+        return reversals(self.history)
 
     def step(self, batch: Batch) -> Move | None:
         """Tell the controller that one optimizer step was made on ``batch``, a pair ``(input, target)``.
 
         Returns:
-            The move, if this step made one that was kept; otherwise None.
+            The move, if this step made one that was kept (the last, where it made several); otherwise None.
 
         Raises:
             ValueError: the loss or the model's output is NaN; nothing is changed then.
             TypeError: ``batch`` is not such a pair.
         """
-        self._recent.add(take("Controller.step", [batch], self._device, 1)[0])
+        taken = take("Controller.step", [batch], self._device, 1)[0]
+        self._recent.add(taken)
         self._steps += 1
-        due = self._steps % self.every == 0 or (self.deadline is not None and self._steps == self.deadline)
-        if not due or self.met:
+        if self._over and self._probation is None:
             return None
-        return self._move()
+        self._shop.estimate.step(taken)
+        if not self._due(len(taken[1])):
+            return None
+        tried = len(self.history)
+        self._act()
+        return next((move for move in reversed(self.history[tried:]) if move.accepted), None)
+
+    def compact(self) -> None:
+        """Take out of the model, physically, what masks hold back: it trains faster then. Parameters stay the objects
+        that they are, and optimizers go on; see `resgrow.compact`."""
+        shop = self._shop
+        if shop.example_inputs is None:
+            raise ValueError("Controller.compact: needs example_inputs (got none); give them to the controller")
+        compact(
+            self.model,
+            shop.example_inputs,
+            inplace=True,
+            optimizer=shop.optimizers,
+            followers=shop.followers,
+            masks=self.masks,
+        )
+        shop.structural = True
+        shop.rebuilt()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the recent batches, in plain types and tensors."""
-        return {
-            "steps": self._steps,
-            "trust": asdict(self.trust),
-            "masks": self.masks.state_dict(),
-            "history": [asdict(move) for move in self.history],
-        }
+        """All that the next move depends on, in plain types and tensors: ``torch.load(weights_only=True)`` reads it.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a ``state_dict``; masks are applied to the model and the optimizer's state."""
-        trust, history = Trust(**state["trust"]), [Move(**move) for move in state["history"]]
-        self.masks.load_state_dict(state["masks"])
-        self.trust, self.history, self._steps = trust, history, int(state["steps"])
+        The newest batches are in it, and where the model has grown, its structure as data.
+        """
+        return captured(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`, bit for bit where model and optimizer do.
+
+        Where the model had grown (or was compacted), this one, made by the original constructor, gets that structure,
+        and the optimizer its parameters in that order. Call it before the ``load_state_dict`` of both then.
+
+        Raises:
+            ValueError: a dictionary of another kind, or a structure that does not fit the model; nothing is changed.
+        """
+        restore(self, state)
+
+    @property
+    def _over(self) -> bool:
+        return self.settings.deadline is not None and self._steps > self.settings.deadline
+
+    def _due(self, batch_size: int) -> bool:
+        if self._every is None:
+            held = self._recent.samples / 2 if self._held is None else sum(len(target) for _, target in self._held)
+            # A forward pass is a third of a training step.
+            self._every = max(1, math.ceil(LOOKS * held / (3 * batch_size * self.settings.share)))
+        return self._steps % self._every == 0 or self._steps == self.settings.deadline
+
+    def _act(self) -> None:
+        by = self._excess()
+        growers = self._growers()
+        if by is None and not growers and self.budget.loss is None:
+            return
+        scene = self._scene()
+        settled = self._settled(scene)
+        self._losses = [*self._losses[-3:], scene.before]
+        # Removal goes on once it has begun, unless it is to be done block by block.
+        self._active = not self.settings.blockwise and (self._active or settled)
+        if self._loss_limit is None:
+            self._loss_limit = self.budget.loss_limit(scene.before)
+        if self._probation is not None:
+            self._judge(scene, settled)
+        elif self._over:
+            return
+        elif by is not None:
+            if settled or self._active or self._hurried():
+                self._shrink(scene, by, self._targets[by])
+        elif self.budget.loss is not None:
+            self._towards(self._loss_limit, scene, growers, settled)
+        elif settled:
+            self._grow(scene, growers)
+
+    def _towards(self, limit: float, scene: Scene, growers: Sequence[Grower], settled: bool) -> None:
+        """Larger where the loss is above its limit, smaller where it is below."""
+        if scene.before > limit:
+            if settled and growers:
+                self._grow(scene, growers)
+        elif self._rest > 0:
+            self._rest -= 1
+        elif scene.before <= (1 - MARGIN) * limit and (settled or self._active):
+            self._shrink_on_probation(scene, limit)
+
+    def _shrink_on_probation(self, scene: Scene, limit: float) -> None:
+        """Remove what is cheapest; training decides whether it stays removed."""
+        by = self._currency()
+        shrunk = self._shop.try_shrink(scene, by, self.trust.fraction * scene.cost[by], self.trust.damping)
+        if shrunk is None:
+            return
+        if shrunk.after > limit:
+            self._probation = Probation(self._shop.snapshot(), limit)
+        self.history.append(self._shrink_move(scene, shrunk, by, True, self.trust, scene.before))
+        self._shop.keep_shrunk(shrunk)
+        if self._probation is None:
+            self._passed()
+
+    def _judge(self, scene: Scene, settled: bool) -> None:
+        assert self._probation is not None
+        verdict = self._probation.verdict(scene.before, settled)
+        if verdict is None:
+            return
+        snapshot, self._probation = self._probation.snapshot, None
+        if verdict:
+            self._passed()
+            return
+        self._failures += 1
+        self._rest = 2 ** min(self._failures, 6)
+        removal = next(move for move in reversed(self.history) if move.kind == "shrink")
+        self._shop.put_back(snapshot)
+        self.trust.refused()
+        self.history.append(restored(removal, self._steps, scene.before, self._shop.loss(scene.check), self.cost))
+
+    def _passed(self) -> None:
+        self._failures = max(0, self._failures - 1)
+        self.trust.passed()
+
+    def _settled(self, scene: Scene) -> bool:
+        """Whether training has slowed down since the last look: the loss no longer falls by much."""
+        if not self._losses:
+            return False
+        return self._losses[-1] - scene.before <= SETTLED * abs(self._losses[-1])
+
+    def _hurried(self) -> bool:
+        """Half of the time to the deadline is gone."""
+        return self.settings.deadline is not None and 2 * self._steps >= self.settings.deadline
+
+    def _scene(self) -> Scene:
+        if self._held is None:
+            estimation, check_ = self._recent.split()
+        else:
+            estimation, check_ = self._recent.batches, self._held
+        h = self._shop.estimate.value(estimation)
+        before = self._shop.loss(check_)
+        recent = [move for move in self.history if move.accepted and self._age(move) <= self.settings.cooldown]
+        return Scene(
+            estimation,
+            check_,
+            h,
+            before,
+            self.cost,
+            frozenset(name for move in recent if move.grows and move.unit in _GROUPS for name in move.where),
+            frozenset(name for move in recent if not move.grows and move.unit in _GROUPS for name in move.where),
+        )
+
+    def _age(self, move: Move) -> int:
+        """Of a move, in times between moves."""
+        return (self._steps - move.step) // (self._every or 1)
 
     def _excess(self) -> str | None:
-        """The budget's kind that is exceeded most, as a ratio."""
-        cost = self.cost
+        return self._exceeded(self.cost) if self._targets else None
+
+    def _exceeded(self, cost: Mapping[str, float]) -> str | None:
+        """The kind of cost that exceeds its limit most, as a ratio; None where none does."""
+        if not self._targets:
+            return None
         ratios = {by: cost[by] / target for by, target in self._targets.items()}
         worst = max(ratios, key=lambda by: ratios[by])
         return worst if ratios[worst] > 1 else None
 
+    def _currency(self) -> str:
+        """The kind of cost that prices are in: that which is nearest to its limit."""
+        cost = self.cost
+        return max(self._targets, key=lambda by: cost[by] / self._targets[by], default="params")
+
     def _check_reachable(self) -> None:
-        free = [torch.zeros(live.shape, device=live.device) for live in self._units.live()]
+        shop = self._shop
         for by, target in self._targets.items():
-            least = self._meter.dense[by] - self._units.savable(free, None, by)
-            if target < least:
+            least: dict[str, torch.Tensor] = {}
+            for family in shop.families:
+                free = [torch.zeros(live.shape, device=live.device) for live in family.units.live()]
+                most = family.units.savable(free, None, by)
+                least |= together(least, family.units.to_masks(family.units.select(free, most, None, by)))
+            cost = shop.meter.cost(least)[by]
+            if target < cost:
                 raise ValueError(
-                    f"Controller: the budget must be reachable (got {by}={target:,} of {self._meter.dense[by]:,.0f}; "
-                    f"removing all that unit='{self.unit}' can remove leaves {least:,.0f}); raise it, exclude less, "
-                    "or use a finer unit"
+                    f"Controller: the budget must be reachable (got {by}={target:,g} of {shop.cost[by]:,.0f}; "
+                    f"removing all that unit={self.settings.units} can remove leaves {cost:,.0f}); raise it, exclude "
+                    "less, or use a finer unit"
                 )
 
-    def _move(self) -> Move | None:
-        """Try moves of falling size until one is kept."""
-        by = self._excess()
-        assert by is not None
-        estimation, check = self._recent.split()
-        h = curvature(self.model, self.loss_fn, estimation, self.method, temperature=self.temperature)
-        before = mean_loss("Controller", self.model, self.loss_fn, check)
-        cost, target = self.cost[by], self._targets[by]
-        needed = self._pace(cost, target)
+    def _growers(self) -> list[Grower]:
+        if not self.settings.grow:
+            return []
+        growers: list[Grower] = []
+        for family in self._shop.families:
+            if family.unit in ("weight", "block"):
+                growers.append(Regrower(family))
+            elif self._shop.example_inputs is not None:
+                growers.append(self._deepener if family.unit == "residual" else Widener(family, self.settings.init))
+        return growers
+
+    def _shrink(self, scene: Scene, by: str, target: float) -> None:
+        """Try removals of falling size, down to ``target``, until one is kept."""
+        cost = scene.cost[by]
+        needed, last = self._pace(cost, target), None
         for _ in range(TRIES):
             fraction = max(needed, min(self.trust.fraction, 1 - target / cost))
-            trial = self._try(h, by, cost, target, fraction, check, before)
-            kept = fraction <= needed or self.trust.accepts(trial.actual, before)
-            self.history.append(trial.move(self, before, kept))
+            shrunk = self._shop.try_shrink(scene, by, min(fraction * cost, cost - target), self.trust.damping)
+            if shrunk is None:
+                return
+            if last is not None and shrunk.removal.where == last:
+                break  # one unit is the least that can go
+            last = shrunk.removal.where
+            actual = shrunk.after - scene.before
+            kept = fraction <= needed or self.trust.accepts(actual, scene.before)
+            self.history.append(self._shrink_move(scene, shrunk, by, kept, self.trust, scene.before))
             if kept:
-                self.masks.update(trial.masks)
-                self.trust.kept(trial.predicted, trial.actual, before)
-                return self.history[-1]
+                self._shop.keep_shrunk(shrunk)
+                self.trust.kept(shrunk.removal.predicted, actual, scene.before)
+                return
             self.trust.refused()
         self.trust.stuck()
-        return None
+
+    def _grow(self, scene: Scene, growers: Sequence[Grower]) -> None:
+        """Try growth, and where it exceeds the budget, what has to go for it."""
+        by = self._currency()
+        size = self.growth_trust.fraction * scene.cost[by]
+        grown = self._shop.try_grow(scene, growers, by, size, self.growth_trust.damping)
+        if grown is None:
+            return
+        fall = scene.before - grown.after
+        kept, shrunk = fall >= WORTH * grown.step.fall, None
+        if kept and self._exceeded(grown.cost) is not None:
+            shrunk = self._payment(scene, grown)
+            kept = shrunk is not None and self._worth(scene, grown, shrunk)
+        self.history.append(self._grow_move(scene, grown, by, kept))
+        if shrunk is not None:
+            self.history.append(self._shrink_move(scene, shrunk, by, kept, self.growth_trust, grown.after))
+        if not kept:
+            self._shop.undo(grown)
+            self.growth_trust.refused()
+            return
+        if shrunk is not None:
+            self._shop.keep_shrunk(shrunk, grown)
+        self._shop.keep(grown)
+        self.growth_trust.grew(grown.step.fall, fall)
+
+    def _payment(self, scene: Scene, grown: Grown) -> Shrunk | None:
+        """What goes for growth that is there, so that the budget holds."""
+        by = self._exceeded(grown.cost)
+        assert by is not None
+        resting = frozenset(scene.shrink_resting) | (
+            grown.sprout.where.keys() if grown.sprout.unit in _GROUPS else set()
+        )
+        now = replace(scene, h=grown.h, cost=grown.cost, shrink_resting=resting, confirmed={})
+        return self._shop.try_shrink(now, by, grown.cost[by] - self._targets[by], self.growth_trust.damping)
+
+    def _worth(self, scene: Scene, grown: Grown, shrunk: Shrunk) -> bool:
+        """Whether what comes is worth more than what goes for it, as predicted and as measured."""
+        if self._exceeded(shrunk.cost) is not None or shrunk.after >= scene.before:
+            return False
+        return grown.step.fall > self.settings.hysteresis * shrunk.removal.predicted
 
     def _pace(self, cost: float, target: float) -> float:
-        if self.deadline is None:
+        if self.settings.deadline is None:
             return 0.0
-        return pace(cost, target, math.ceil((self.deadline - self._steps) / self.every) + 1)
+        return pace(cost, target, math.ceil((self.settings.deadline - self._steps) / (self._every or 1)) + 1)
 
-    def _try(
-        self,
-        h: dict[str, Tensor],
-        by: str,
-        cost: float,
-        target: float,
-        fraction: float,
-        check: list[Batch],
-        before: float,
-    ) -> _Trial:
-        """What removing ``fraction`` of the cost would do, measured in copies of the weights."""
-        scores = self._units.scores(obd(self.model, h, self.trust.damping))
-        live = self._units.live(self.masks)
-        save = min(fraction * cost, cost - target)
-        keep = self._units.select(scores, save, self.masks, by)
-        gone = [there & ~kept for there, kept in zip(live, keep, strict=True)]
-        prices = [
-            (score / price)[out]
-            for score, price, out in zip(scores, self._units.costs(self.masks, by), gone, strict=True)
-        ]
-        masks = self._units.to_masks(keep)
-        parameters = dict(self.model.named_parameters())
-        weights = {name: parameters[name] * mask for name, mask in masks.items()}
-        after = mean_loss("Controller", self.model, self.loss_fn, check, weights)
-        return _Trial(
-            masks=masks,
-            cost=self._meter.cost(masks),
-            removed=sum(int(out.sum()) for out in gone),
-            predicted=sum(float(score[out].sum()) for score, out in zip(scores, gone, strict=True)),
-            actual=after - before,
-            fraction=save / cost,
-            price=max(float(price.max()) for price in prices if price.numel()),
-        )
-
-
-@dataclass(frozen=True)
-class _Trial:
-    masks: dict[str, Tensor]
-    cost: dict[str, float]
-    removed: int
-    predicted: float
-    actual: float
-    fraction: float
-    price: float
-
-    def move(self, ctl: Controller, before: float, accepted: bool) -> Move:
+    def _shrink_move(self, scene: Scene, shrunk: Shrunk, by: str, kept: bool, trust: Trust, before: float) -> Move:
+        removal = shrunk.removal
+        actual = shrunk.after - before
         return Move(
-            step=ctl._steps,
-            unit=ctl.unit,
-            removed=self.removed,
-            predicted=self.predicted,
-            actual=self.actual,
-            ratio=self.actual / max(self.predicted, 1e-12),
-            fraction=self.fraction,
-            damping=ctl.trust.damping,
-            price=self.price,
-            accepted=accepted,
-            params=round(self.cost["params"]),
-            macs=round(self.cost["macs"]) if "macs" in self.cost else None,
+            step=self._steps,
+            kind="shrink",
+            unit=removal.unit,
+            where=removal.where,
+            count=removal.count,
+            predicted=removal.predicted,
+            actual=actual,
+            ratio=actual / max(removal.predicted, 1e-12),
+            fraction=removal.saved / scene.cost[by],
+            damping=trust.damping,
+            price=removal.price,
+            by=by,
+            accepted=kept,
+            cost=shrunk.cost,
             loss_before=before,
-            loss_after=before + self.actual,
+            loss_after=shrunk.after,
+        )
+
+    def _grow_move(self, scene: Scene, grown: Grown, by: str, kept: bool) -> Move:
+        sprout, fall = grown.sprout, grown.step.fall
+        return Move(
+            step=self._steps,
+            kind=sprout.kind,
+            unit=sprout.unit,
+            where=sprout.where,
+            count=sprout.count,
+            predicted=-fall,
+            actual=grown.after - scene.before,
+            ratio=(scene.before - grown.after) / max(fall, 1e-12),
+            fraction=grown.added / scene.cost[by],
+            damping=self.growth_trust.damping,
+            price=fall / max(grown.added, 1e-12),
+            by=by,
+            accepted=kept,
+            cost=grown.cost,
+            loss_before=scene.before,
+            loss_after=grown.after,
         )
 
 
-def _check_arguments(
-    model: nn.Module,
-    budget: Budget,
-    unit: str,
-    deadline: int | None,
-    every: int,
-    samples: int,
-    example_inputs: Any,
-) -> None:
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise ValueError(
-            "Controller: DistributedDataParallel is not supported: ranks would choose different units; "
-            "train in one process"
-        )
-    if not isinstance(budget, Budget):
-        raise TypeError(f"Controller: budget must be a resgrow.Budget (got {type(budget).__name__})")
-    if unit not in UNITS:
-        raise ValueError(f"Controller: unit must be one of {', '.join(UNITS)} (got {unit!r})")
-    for name, value in (("deadline", deadline), ("every", every), ("samples", samples)):
-        if value is not None and value < 1:
-            raise ValueError(f"Controller: {name} must be at least 1 (got {value})")
-    if budget.macs is not None and example_inputs is None:
-        raise ValueError("Controller: a budget of macs needs example_inputs (got none); pass one batch of inputs")
+_GROUPS = ("channel", "residual")

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from torch import Tensor, nn
 
-from resgrow.surgery import Masks, Units, count_macs, count_params
+from resgrow.surgery import Units, count_params, layer_positions
+from resgrow.surgery.forward import AnyInputs
 
 
 class Meter:
-    """Live parameters and multiply-accumulates of a model whose units come and go."""
+    """Live parameters, multiply-accumulates and milliseconds of a model whose units come and go.
 
-    def __init__(self, model: nn.Module, units: Units, example_inputs: Tensor | tuple[Tensor, ...] | None) -> None:
-        self.units = units
-        self.dense = {"params": float(count_params(model))}
-        if example_inputs is not None:
-            self.dense["macs"] = float(count_macs(model, example_inputs))
-        # What units do not cover costs the same whatever they do.
-        self._rest = {by: cost - units.total(None, by) for by, cost in self.dense.items()}
+    Args:
+        families: the units that can go.
+        wanted: kinds of cost with a limit; parameters are counted anyway, and multiply-accumulates wherever there are
+            example inputs.
+    """
 
-    def cost(self, masks: Masks | dict[str, Tensor] | None) -> dict[str, float]:
-        """``{"params": ..., "macs": ...}`` of what ``masks`` leaves; without example inputs no ``macs``."""
-        return {by: rest + self.units.total(masks, by) for by, rest in self._rest.items()}
+    def __init__(
+        self, model: nn.Module, families: Sequence[Units], example_inputs: AnyInputs | None, wanted: Sequence[str] = ()
+    ) -> None:
+        self._model = model
+        self._timed = next((units for units in families), None) if "latency_ms" in wanted else None
+        self._positions = None if example_inputs is None else layer_positions(model, example_inputs)
+
+    def cost(self, masks: Mapping[str, Tensor] | None) -> dict[str, float]:
+        """``{"params": ..., "macs": ..., "latency_ms": ...}`` of what ``masks`` leaves, as far as it is known."""
+        absent = {name: int((~mask).sum()) for name, mask in (masks or {}).items()}
+        cost = {"params": float(count_params(self._model) - sum(absent.values()))}
+        if self._positions is not None:
+            gone = {id(self._model.get_parameter(name)): count for name, count in absent.items()}
+            weights = {name: self._model.get_submodule(name).get_parameter("weight") for name in self._positions}
+            live = {name: weight.numel() - gone.get(id(weight), 0) for name, weight in weights.items()}
+            cost["macs"] = float(round(sum(self._positions[name] * count for name, count in live.items())))
+        if self._timed is not None:
+            cost["latency_ms"] = self._timed.total(masks, "latency_ms")
+        return cost

@@ -13,7 +13,7 @@ class Trust:
     """Step size, damping and tolerance, steered by measured against predicted changes of the loss.
 
     Attributes:
-        fraction: share of the live cost that the next move may take.
+        fraction: share of the live cost that the next move may take or add.
         damping: multiple of the mean curvature added to every curvature.
         tolerance: rise of the loss, relative to the loss, that a move may cause. Grows while no move passes (the
             budget sets the price), and falls back to ``patience`` when moves do.
@@ -30,7 +30,7 @@ class Trust:
         return actual <= self.tolerance * loss
 
     def kept(self, predicted: float, actual: float, loss: float) -> None:
-        """Learn from a move that was kept."""
+        """Learn from a removal that was kept."""
         ratio = actual / max(predicted, 1e-12)
         harmless = actual <= 0.5 * self.tolerance * loss
         self._step(1.5 if harmless or ratio < 0.5 else 1.1 if ratio < 1.5 else 0.7)
@@ -39,6 +39,16 @@ class Trust:
         elif ratio < 0.5:
             self._damp(1 / 1.5)
         self.tolerance = max(self.patience, self.tolerance / 1.1)
+
+    def grew(self, predicted: float, actual: float) -> None:
+        """Learn from growth that was kept: of falls of the loss, as positive numbers."""
+        ratio = actual / max(predicted, 1e-12)
+        self._step(1.5 if ratio > 0.75 else 1.1 if ratio > 0.25 else 0.7)
+        self._damp(1 / 1.5 if ratio > 0.75 else 1.5 if ratio < 0.25 else 1.0)
+
+    def passed(self) -> None:
+        """Learn from a removal from which training has recovered: larger steps."""
+        self._step(1.5)
 
     def refused(self) -> None:
         """Learn from a move that was too bad to keep: smaller steps, less trust in small curvatures."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,17 @@ def take(op: str, data: Iterable[Any] | Batch, device: torch.device, samples: in
     for inputs, target in iterate(op, data, device):
         taken.append((inputs, target))
         count += target.shape[0]
+        if count >= samples:
+            break
+    return taken
+
+
+def fewer(batches: Sequence[Batch], samples: int) -> list[Batch]:
+    """The first batches that hold at least ``samples`` samples together, or all there are."""
+    taken, count = [], 0
+    for batch in batches:
+        taken.append(batch)
+        count += batch[1].shape[0]
         if count >= samples:
             break
     return taken

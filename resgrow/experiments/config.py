@@ -16,7 +16,8 @@ START_SHARE = 0.2
 DEADLINE_SHARE = 0.6
 # Moves of the controller between the two: curvature is taken anew for each.
 MOVES = 40
-UNITS = ("channel", "weight")
+UNITS = ("channel", "weight", "residual")
+LIMITS = ("params", "macs", "latency_ms", "loss")
 METHODS = ("controller", "tristate")
 # Of gates that learn: the weight of their penalty (l3 in its equation), and how far one can move in all of the
 # training, with Adam and a learning rate that falls by a cosine. They start .2 from closing.
@@ -76,7 +77,7 @@ class FitConfig:
     data: str
     model: str
     method: str
-    budget: dict[str, float]
+    budget: dict[str, float | str]
     gates: float | None
     width: float
     epochs: int
@@ -85,6 +86,7 @@ class FitConfig:
     lr: float
     weight_decay: float
     unit: str
+    grow: bool
     seed: int
     data_dir: str | None
     download: bool
@@ -94,24 +96,25 @@ class FitConfig:
         return asdict(self)
 
 
-def parse_budget(text: str) -> dict[str, float]:
-    """ "params=0.1,macs=0.2" -> {"params": 0.1, "macs": 0.2}. Raises InputError."""
-    remedy = "write for example --budget params=0.1 or --budget params=0.1,macs=0.2"
-    budget: dict[str, float] = {}
+def parse_budget(text: str) -> dict[str, float | str]:
+    """ "params=0.1,macs=20%" -> {"params": 0.1, "macs": "20%"}. Raises InputError."""
+    remedy = "write for example --budget params=0.1 or --budget params=10%,loss=0.05"
+    budget: dict[str, float | str] = {}
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or name not in ("params", "macs") or name in budget:
-            raise InputError(f"fit: a budget is params=... or macs=..., each at most once (got {text!r}); {remedy}")
+        if not equals or name not in LIMITS or name in budget:
+            raise InputError(f"fit: a budget has {', '.join(LIMITS)}, each at most once (got {text!r}); {remedy}")
         try:
-            budget[name] = float(value)
+            number = float(value.removesuffix("%"))
         except ValueError:
             raise InputError(f"fit: a budget needs a number after {name}= (got {value!r}); {remedy}") from None
-        if not (math.isfinite(budget[name]) and budget[name] > 0):
+        if not (math.isfinite(number) and number > 0):
             raise InputError(f"fit: a budget must be positive and finite (got {name}={value}); {remedy}")
+        budget[name] = value if value.endswith("%") else number
     return budget
 
 
-def _budget(method: str, text: str | None) -> dict[str, float]:
+def _budget(method: str, text: str | None) -> dict[str, float | str]:
     if method != "tristate":
         return parse_budget(DEFAULT_BUDGET if text is None else text)
     _require(
@@ -167,6 +170,7 @@ def make_config(
     optimizer: str | None = None,
     lr: float | None = None,
     unit: str | None = None,
+    grow: bool = True,
     seed: int = 0,
     data_dir: str | None = None,
     download: bool = False,
@@ -182,7 +186,8 @@ def make_config(
     optimizer = optimizer or recipe.optimizer
     unit = unit or recipe.unit
     _require(f"--optimizer must be one of {', '.join(OPTIMIZERS)}", optimizer in OPTIMIZERS, optimizer, "choose one")
-    _require(f"--unit must be one of {', '.join(UNITS)}", unit in UNITS, unit, "choose one")
+    good = all(each in UNITS for each in unit.split("+"))
+    _require(f"--unit must be of {', '.join(UNITS)}", good, unit, "choose one, or several such as channel+residual")
     config = FitConfig(
         data=data,
         model=model,
@@ -196,6 +201,7 @@ def make_config(
         lr=_learning_rate(recipe, optimizer) if lr is None else lr,
         weight_decay=OPTIMIZERS[optimizer].weight_decay,
         unit=unit,
+        grow=grow,
         seed=seed,
         data_dir=data_dir,
         download=download,

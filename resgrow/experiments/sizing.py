@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resgrow._errors import InputError
-from resgrow.controller import Budget, Controller
+from resgrow.controller import Budget, Controller, Move
 from resgrow.data import Dataset
 from resgrow.experiments.config import DEADLINE_SHARE, GATE_TRAVEL, MOVES, START_SHARE, FitConfig
 from resgrow.experiments.training import Batch, make_optimizer, steps_per_epoch, total_steps
@@ -32,7 +32,7 @@ class Sizing(Protocol):
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    moves: list[dict[str, Any]]
+    moves: list[Event]
 
     @property
     def met(self) -> bool | None: ...
@@ -54,7 +54,7 @@ class ControlledSizing:
 
     def __init__(self, model: nn.Module, data: Dataset, config: FitConfig) -> None:
         self.model, self.optimizer = model, make_optimizer(model.parameters(), config)
-        self.moves: list[dict[str, Any]] = []
+        self.moves: list[Event] = []
         self._rest = round(START_SHARE * total_steps(config, data))
         steps = max(1, round((DEADLINE_SHARE - START_SHARE) * total_steps(config, data)))
         try:
@@ -63,7 +63,8 @@ class ControlledSizing:
                 self.optimizer,
                 nn.CrossEntropyLoss(),
                 Budget(**config.budget),
-                unit=config.unit,
+                unit=config.unit.split("+"),
+                grow=config.grow,
                 deadline=steps,
                 every=max(1, steps // MOVES),
                 example_inputs=data.train_x[:1],
@@ -87,12 +88,18 @@ class ControlledSizing:
         tried = len(self._controller.history)
         self._controller.step(batch)
         # The controller counts its own steps; the history counts training steps.
-        made = [{**asdict(move), "step": step + 1} for move in self._controller.history[tried:]]
+        made: list[Event] = [_event(move, step + 1) for move in self._controller.history[tried:]]
         self.moves += made
-        return [{"kind": "move", **move} for move in made]
+        return made
 
     def small(self, example: Tensor) -> nn.Module:
         return compact(self.model, example)
+
+
+def _event(move: Move, step: int) -> dict[str, Any]:
+    """A move as the history tells it: "kind" says what the event is, "move" what the move is."""
+    cost: dict[str, Any] = {name: round(move.cost[name]) for name in ("params", "macs") if name in move.cost}
+    return {**asdict(move), **cost, "step": step, "kind": "move", "move": move.kind, "removed": move.count}
 
 
 class GatedSizing:
@@ -111,7 +118,7 @@ class GatedSizing:
         # Weight decay would pull gates to zero whatever the loss says.
         self.optimizer = make_optimizer(self._gates.param_groups(2 * GATE_TRAVEL / total_steps(config, data)), config)
         self._gates.attach(self.optimizer)
-        self.moves: list[dict[str, Any]] = []
+        self.moves: list[Event] = []
         self._every = max(1, steps_per_epoch(len(data.train_y), config.batch_size) // 4)
 
     def params(self) -> int:

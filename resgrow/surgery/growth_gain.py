@@ -23,7 +23,7 @@ def growth_gain(
     loss_fn: LossFn,
     data: Iterable[Any] | Batch,
     *,
-    example_inputs: AnyInputs,
+    example_inputs: AnyInputs | Example,
     names: Sequence[str] | None = None,
 ) -> dict[str, Growth]:
     """How fast new units would lower the mean loss over ``data``, for each layer that could get some: ``rho+``.

@@ -15,17 +15,17 @@ from resgrow.surgery.widen_names import fans_out
 
 def wake(
     edit: Edit, groups: Sequence[Group], group: Group, most: int, made: Callable[[Group, Group, bool], Fill]
-) -> int:
-    """Wake units of a group, as many as there are, in all that the edit holds; how many it were.
+) -> Tensor:
+    """Wake units of a group, as many as there are, in all that the edit holds; which of them it were, int64.
 
     Args:
         groups: all of the model's.
         made: what is in the entries of new units, from the others, all of them with the new ones as the last, and False
             as no tensor grows.
     """
-    count = 0
+    found = torch.empty(0, dtype=torch.int64)
     for masks in edit.masks:
-        units = spare_units(edit.model, group, masks).nonzero().flatten()[: most - count]
+        units = spare_units(edit.model, group, masks).nonzero().flatten()[: most - len(found)]
         if len(units):
             others, all_units = woken(group, units)
             fill = made(others, all_units, False)
@@ -34,8 +34,8 @@ def wake(
             for place in group.places:
                 indices.setdefault(place.name, {})[place.dim] = place.index[units].flatten()
             edit.renew(indices, partial(_present, masks, fill))
-            count += len(units)
-    return count
+            found = torch.cat([found, units])
+    return found
 
 
 def _present(masks: Mapping[str, Tensor], fill: Fill, name: str, values: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,14 +12,14 @@ from torch.optim import Optimizer
 
 from resgrow.curvature.batches import Batch
 from resgrow.curvature.heads import LossFn
-from resgrow.surgery.company import Followers, company
+from resgrow.surgery.company import Company, Followers, company
 from resgrow.surgery.directions import DIRECTED, directed
 from resgrow.surgery.exchange import strange_state
 from resgrow.surgery.forward import AnyInputs, Example, finite_outputs, outputs, require_same_outputs
 from resgrow.surgery.masks import Masks
 from resgrow.surgery.new_units import INITS
 from resgrow.surgery.spare import wake
-from resgrow.surgery.structure import Group, structure
+from resgrow.surgery.structure import Edit, Group, structure
 from resgrow.surgery.structure.edit import Fill
 from resgrow.surgery.structure.insert import grown, insert
 from resgrow.surgery.widen_names import fans_out, named_group
@@ -107,6 +108,46 @@ def widen(
 
         With any of them, the model and all that goes with it are as they were, to the bit.
     """
+    widened(
+        model,
+        name,
+        by,
+        Example.of(example_inputs, "widen"),
+        company("widen", unwrapped("widen", model), optimizer, followers, masks),
+        init=init,
+        generator=generator,
+        loss_fn=loss_fn,
+        data=data,
+    )
+
+
+@dataclass(frozen=True)
+class Widened:
+    """What `widened` has done.
+
+    Attributes:
+        edit: takes it back.
+        columns: where other weights read the new units: parameter name -> dimension -> indices.
+    """
+
+    edit: Edit
+    columns: Mapping[str, Mapping[int, Tensor]]
+
+
+@torch.no_grad()
+def widened(
+    model: nn.Module,
+    name: str,
+    by: int,
+    example: Example,
+    along: Company,
+    *,
+    init: str = "random",
+    generator: torch.Generator | None = None,
+    loss_fn: LossFn | None = None,
+    data: Iterable[Any] | Batch | None = None,
+) -> Widened:
+    """`widen`, in such a way that the caller can take it back. Raises as `widen`."""
     model = unwrapped("widen", model)
     if isinstance(by, bool) or not isinstance(by, int):
         raise TypeError(f"widen: by must be a whole number (got {by!r})")
@@ -116,8 +157,6 @@ def widen(
         raise ValueError(f"widen: init must be one of {', '.join((*INITS, *DIRECTED))} (got {init!r})")
     if init in INITS and (loss_fn is not None or data is not None):
         raise ValueError(f"widen: init={init!r} does not look at a loss (got loss_fn or data); leave them out")
-    example = Example.of(example_inputs, "widen")
-    along = company("widen", model, optimizer, followers, masks)
     expected = finite_outputs(model, example, "widen")
     found = structure(model, example, "widen")
     group = named_group(model, example, found, name, "widen")
@@ -130,14 +169,21 @@ def widen(
 
     edit = along.edit(model)
     try:
-        woken = wake(edit, found.groups, group, by, made)
-        if woken < by:
-            larger = grown(group, by - woken, "widen")
+        units = wake(edit, found.groups, group, by, made)
+        larger = group
+        if len(units) < by:
+            larger = grown(group, by - len(units), "widen")
             insert(edit, group, larger, made(group, larger, True))
         _verify(model, example, expected, f"{by} more units in {name}")
     except BaseException:
         edit.undo()
         raise
+    new = torch.cat([units, torch.arange(group.size, larger.size)])
+    columns: dict[str, dict[int, Tensor]] = {}
+    for place in larger.places:
+        if fans_out(model, place):
+            columns.setdefault(place.name, {})[place.dim] = place.index[new].flatten()
+    return Widened(edit, columns)
 
 
 def _check(model: nn.Module, group: Group, name: str, optimizers: Sequence[Optimizer]) -> None:

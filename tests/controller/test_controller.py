@@ -108,17 +108,20 @@ def test_macs_are_a_budget_of_their_own():
     small = resgrow.compact(model, torch.zeros(1, 10))
     macs = sum(m.weight.numel() for m in small.modules() if isinstance(m, nn.Linear))
     assert macs <= 0.5 * (10 * 32 + 32 * 16 + 16 * 2)
-    assert ctl.history[-1].macs == ctl.cost["macs"] == macs
+    assert ctl.history[-1].cost["macs"] == ctl.cost["macs"] == macs
 
 
 def test_history_explains_every_move():
     model, optimizer, ctl = setup(Budget(params=0.3), deadline=100)
     train(model, optimizer, ctl, batches(100))
     kept = [move for move in ctl.history if move.accepted]
-    assert [move.params for move in kept] == sorted((move.params for move in kept), reverse=True)
-    assert kept[-1].params == ctl.cost["params"]
+    sizes = [move.cost["params"] for move in kept]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == ctl.cost["params"]
     for move in ctl.history:
-        assert move.removed > 0
+        assert move.kind == "shrink"
+        assert move.unit == "channel"
+        assert move.count == sum(move.where.values()) > 0
         assert move.predicted > 0
         assert move.actual == pytest.approx(move.loss_after - move.loss_before)
         assert move.ratio == pytest.approx(move.actual / move.predicted)
@@ -141,7 +144,7 @@ def test_a_bad_move_leaves_no_trace():
     model, optimizer, ctl = setup(Budget(params=0.1), trust=Trust(fraction=0.3, tolerance=0.0, patience=0.0))
     train(model, optimizer, None, batches(40))
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), ctl.masks.state_dict()))
-    for batch in batches(5):
+    for batch in batches(10):  # of the first look nothing is known about how the loss moves
         assert ctl.step(batch) is None
     assert len(ctl.history) > 1
     assert not any(move.accepted for move in ctl.history)

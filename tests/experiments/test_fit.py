@@ -164,7 +164,7 @@ def test_an_impossible_budget_leaves_no_folder(tmp_path, budget):
 
 
 def test_a_generous_budget_removes_nothing(tmp_path):
-    config = make_config(epochs=1, batch_size=16, budget="params=1.0")
+    config = make_config(epochs=1, batch_size=16, budget="params=1.0", grow=False)
     summary = fit(config, tmp_path / "run", console())
     assert summary["moves"] == {"accepted": 0, "undone": 0}
     assert summary["sized"]["accuracy"] == summary["dense"]["accuracy"]

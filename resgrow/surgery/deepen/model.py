@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 import torch
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 
 from resgrow._modes import eval_mode
 from resgrow.nn import KeyedModuleList
-from resgrow.surgery.company import Followers, company
+from resgrow.surgery.company import Company, Followers, company
 from resgrow.surgery.deepen.addition import Addition, new_key, path_of
 from resgrow.surgery.deepen.blocks import block_addition
 from resgrow.surgery.deepen.layers import identity_addition, is_layer, residual_addition
@@ -88,11 +89,41 @@ def deepen(
 
         With any of them, model, optimizers, followers and masks are as they were, to the bit.
     """
+    example = Example.of(example_inputs, "deepen")
+    along = company("deepen", unwrapped("deepen", model), optimizer, followers, masks)
+    return deepened(model, name, example, along, init=init, generator=generator).path
+
+
+@dataclass(frozen=True)
+class Deepened:
+    """What `deepened` has done.
+
+    Attributes:
+        path: of the new module.
+        last: names, in the model, of its parameters that are zero; none where it is an identity by others.
+        edit: takes it back.
+    """
+
+    path: str
+    last: tuple[str, ...]
+    edit: Edit
+
+
+@torch.no_grad()
+def deepened(
+    model: nn.Module,
+    name: str,
+    example: Example,
+    along: Company,
+    *,
+    init: str = "auto",
+    generator: torch.Generator | None = None,
+) -> Deepened:
+    """`deepen`, in such a way that the caller can take it back. Raises as `deepen`."""
     model = unwrapped("deepen", model)
     if init not in _INITS:
         raise ValueError(f"deepen: init must be one of {', '.join(_INITS)} (got {init!r})")
-    example = Example.of(example_inputs, "deepen")
-    edit = company("deepen", model, optimizer, followers, masks).edit(model)
+    edit = along.edit(model)
     layer = is_layer(_named(model, name))
     expected = finite_outputs(model, example, "deepen")
     if init == "identity" or (init == "auto" and layer):
@@ -108,7 +139,7 @@ def deepen(
     except BaseException:
         edit.undo()
         raise
-    return path
+    return Deepened(path, tuple(f"{path}.{last}" for last in addition.last), edit)
 
 
 def _named(model: nn.Module, name: str) -> nn.Module:

@@ -138,6 +138,18 @@ class Edit:
         self._undo.append(partial(masks.exchange, dict(masks)))
         masks.exchange(new)
 
+    def apply_masks(self, masks: Masks, new: Mapping[str, Tensor]) -> None:
+        """Other masks, as `Masks.update` puts them into force: in weights, gradients and optimizer state, of followers
+        in weights."""
+        self.set_masks(masks, {**masks, **new})
+        for name, mask in new.items():
+            if mask.all():
+                continue
+            for model in self.models:
+                parameter = model.get_parameter(name)
+                self.set_values(parameter, parameter.detach() * mask.to(parameter.device))
+            self._forget(self.model.get_parameter(name), mask.mul)
+
     def insert_module(self, path: str, key: str, after: str, module: nn.Module, beside: Mapping[str, str]) -> None:
         """One more child of a module, right behind another; names and order of all that is there stay.
 

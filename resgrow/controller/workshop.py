@@ -1,0 +1,251 @@
+"""Where moves are tried: everything is measured, and whatever is not kept is undone to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from resgrow.controller.grow import Ground, Grower, Sprout
+from resgrow.controller.meter import Meter
+from resgrow.controller.newton import Step, newton_step
+from resgrow.controller.probation import put_back, taken
+from resgrow.controller.running import RunningCurvature
+from resgrow.controller.shrink import Family, Removal, Scores, cheapest, confirmed
+from resgrow.curvature.batches import Batch, fewer
+from resgrow.curvature.evaluate import mean_loss
+from resgrow.curvature.heads import LossFn
+from resgrow.saliency import obd
+from resgrow.surgery import Masks
+from resgrow.surgery.forward import AnyInputs, Example
+
+# Samples on which single units are removed for a look at what they are worth.
+CONFIRMING = 256
+
+
+@dataclass
+class Scene:
+    """What one move looks at.
+
+    Attributes:
+        estimation, check: batches to predict on, and to measure on.
+        h: curvature of all parameters.
+        before: mean loss on ``check``.
+        cost: of the model as it is.
+        shrink_resting, grow_resting: groups that have just moved the other way, and do not shrink or grow now.
+        confirmed: scores by family, of which some are measured; for all tries of one move.
+    """
+
+    estimation: list[Batch]
+    check: list[Batch]
+    h: dict[str, Tensor]
+    before: float
+    cost: dict[str, float]
+    shrink_resting: Collection[str] = frozenset()
+    grow_resting: Collection[str] = frozenset()
+    confirmed: dict[str, Scores] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A removal, its loss measured; nothing has been changed. ``cost`` is that of the model after it."""
+
+    removal: Removal
+    after: float
+    cost: dict[str, float]
+
+
+@dataclass
+class Grown:
+    """Growth that is there.
+
+    Attributes:
+        after: mean loss on the scene's check with the step made.
+        cost: of the model with it. added: what it adds, of the kind it was made for.
+        h: curvature of all parameters of the model with it.
+    """
+
+    sprout: Sprout
+    step: Step
+    after: float
+    cost: dict[str, float]
+    added: float
+    h: dict[str, Tensor]
+    _families: list[Family]
+    _meter: Meter
+
+
+@dataclass
+class Workshop:
+    """A model and all that goes with it.
+
+    Attributes:
+        make: the families of units of the model as it is.
+        confirm: how many of the cheapest units of a family are removed one by one, to measure what each is worth.
+    """
+
+    model: nn.Module
+    loss_fn: LossFn
+    optimizers: Sequence[Optimizer]
+    followers: Sequence[nn.Module]
+    example_inputs: AnyInputs | None
+    make: Callable[[], list[Family]]
+    wanted: Sequence[str]
+    estimate: RunningCurvature
+    generator: torch.Generator
+    confirm: int = 0
+    structural: bool = False
+
+    def __post_init__(self) -> None:
+        self._look_again()
+        self.masks = Masks(self.model, {})
+        self._mask_all()
+
+    @property
+    def cost(self) -> dict[str, float]:
+        return self.meter.cost(self.masks)
+
+    def loss(self, batches: Sequence[Batch], weights: Mapping[str, Tensor] | None = None) -> float:
+        return mean_loss("Controller", self.model, self.loss_fn, batches, weights)
+
+    def try_shrink(self, scene: Scene, by: str, save: float, damping: float) -> Shrunk | None:
+        """The cheapest way to save ``save``, or as much as there is; None where nothing can go."""
+        saliency = obd(self.model, scene.h, damping)
+
+        def score(family: Family) -> Scores:
+            if not self.confirm or family.unit in ("weight", "block"):
+                return family.units.scores(saliency)
+            if family.unit not in scene.confirmed:
+                scores, few = family.units.scores(saliency), fewer(scene.estimation, CONFIRMING)
+                base = self.loss(few)
+                scene.confirmed[family.unit] = confirmed(
+                    family,
+                    scores,
+                    self.masks,
+                    by,
+                    self.confirm,
+                    lambda masks: self.loss(few, self._masked(masks)) - base,
+                )
+            return scene.confirmed[family.unit]
+
+        removal = cheapest(self.families, score, save, self.masks, by, scene.shrink_resting)
+        if removal is None:
+            return None
+        after = self.loss(scene.check, self._masked(removal.masks))
+        return Shrunk(removal, after, self.meter.cost({**self.masks, **removal.masks}))
+
+    def keep_shrunk(self, shrunk: Shrunk, grown: Grown | None = None) -> None:
+        """Put it into force; with ``grown``, in such a way that undoing that takes it back, too."""
+        if grown is None:
+            self.masks.update(shrunk.removal.masks)
+        else:
+            grown.sprout.edit.apply_masks(self.masks, shrunk.removal.masks)
+
+    def try_grow(self, scene: Scene, growers: Sequence[Grower], by: str, size: float, damping: float) -> Grown | None:
+        """The growth of the largest predicted fall per cost, which is there then; None where nothing can grow or no
+        step of what is new lowers the loss."""
+        ground = self._ground(scene, by, size, damping)
+        best: tuple[float, Grower, Sprout, Tensor] | None = None
+        single = len(growers) == 1
+        for grower in growers:
+            state = self.generator.get_state()
+            for sprout in grower.sprouts(ground):
+                grown = self._grown(scene, sprout, by, damping)
+                if single and grown is not None and sprout.kind != "deepen":
+                    return grown
+                if grown is not None:
+                    price = grown.step.fall / max(grown.added, 1e-12)
+                    self.undo(grown)
+                    if best is None or price > best[0]:
+                        best = price, grower, sprout, state
+                state = self.generator.get_state()
+        if best is None:
+            return None
+        _, grower, sprout, state = best
+        self.generator.set_state(state)
+        ground.only = sprout.where.keys()
+        again = next(iter(grower.sprouts(ground)), None)
+        return None if again is None else self._grown(scene, again, by, damping)
+
+    def keep(self, grown: Grown) -> None:
+        self.estimate.adopt({name: grown.h[name] for name in grown.sprout.changed})
+        self.structural |= grown.sprout.kind != "regrow"
+
+    def undo(self, grown: Grown) -> None:
+        self._take_out(grown.sprout, grown._families, grown._meter)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All numbers as they are."""
+        return taken(self.model, self.optimizers, self.masks)
+
+    def put_back(self, snapshot: dict[str, Any]) -> None:
+        """All numbers as they were; shapes have not changed since."""
+        put_back(snapshot, self.model, self.optimizers, self.masks)
+
+    def rebuilt(self) -> None:
+        """The model's shapes are others now."""
+        self._look_again()
+        self._mask_all()
+
+    def _grown(self, scene: Scene, sprout: Sprout, by: str, damping: float) -> Grown | None:
+        """A step of what is new, its loss measured; None, with the sprout taken out, where none lowers the loss."""
+        families, meter = self.families, self.meter
+        try:
+            h = scene.h
+            if sprout.changed:
+                h = self.estimate.once(scene.estimation)
+                self.rebuilt()
+            step = newton_step(self.model, self.loss_fn, scene.estimation, sprout.entries, h, damping)
+            if step is not None:
+                for name, values in step.values.items():
+                    sprout.edit.set_values(self.model.get_parameter(name), values)
+                cost = self.cost
+                after = self.loss(scene.check)
+                return Grown(sprout, step, after, cost, cost[by] - scene.cost[by], h, families, meter)
+        except BaseException:
+            self._take_out(sprout, families, meter)
+            raise
+        self._take_out(sprout, families, meter)
+        return None
+
+    def _take_out(self, sprout: Sprout, families: list[Family], meter: Meter) -> None:
+        sprout.edit.undo()
+        self.families, self.meter = families, meter
+
+    def _ground(self, scene: Scene, by: str, size: float, damping: float) -> Ground:
+        return Ground(
+            self.model,
+            self.loss_fn,
+            self.optimizers,
+            self.followers,
+            self.masks,
+            scene.estimation,
+            scene.h,
+            damping,
+            size,
+            by,
+            self.generator,
+            None if self.example_inputs is None else Example.of(self.example_inputs, "Controller"),
+            scene.grow_resting,
+        )
+
+    def _masked(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self.model.get_parameter(name).detach() * mask for name, mask in masks.items()}
+
+    def _look_again(self) -> None:
+        self.families = self.make()
+        self.meter = Meter(self.model, [family.units for family in self.families], self.example_inputs, self.wanted)
+
+    def _covered(self) -> list[str]:
+        return list(dict.fromkeys(name for family in self.families for name in family.units.parameters))
+
+    def _mask_all(self) -> None:
+        """New parameters that units cover are masked, too, with everything present."""
+        new = [name for name in self._covered() if name not in self.masks]
+        if new:
+            present = {name: torch.ones_like(self.model.get_parameter(name), dtype=torch.bool) for name in new}
+            self.masks.exchange({**self.masks, **present})
