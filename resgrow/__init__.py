@@ -1,7 +1,7 @@
 """resgrow: networks that find their own size."""
 
 from resgrow import nn, ops
-from resgrow.controller import Budget, Controller, Move
+from resgrow.controller import Budget, Controller, Move, Trust
 from resgrow.curvature import Growth, curvature
 from resgrow.penalties import GateCoefficients, Gates, GroupPenalty
 from resgrow.saliency import Saliency, saliency
@@ -44,6 +44,7 @@ __all__ = [
     "Profile",
     "Saliency",
     "Swap",
+    "Trust",
     "compact",
     "curvature",
     "deepen",

@@ -131,5 +131,5 @@ def test_unexpected_errors_keep_their_traceback(monkeypatch):
 def test_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "resgrow", "fit", "--budget", "x"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("resgrow: error: fit: a budget is params=")
+    assert done.stderr.startswith("resgrow: error: fit: a budget has params, ")
     assert "Traceback" not in done.stderr

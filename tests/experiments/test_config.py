@@ -49,7 +49,7 @@ def test_arguments_beat_the_recipe():
     [
         ({"model": "resnet9"}, "--model must be one of lenet5, resnet20, resnet56, resnet8"),
         ({"optimizer": "lion"}, "--optimizer must be one of adam, adamw, sgd"),
-        ({"unit": "block"}, "--unit must be one of channel, weight"),
+        ({"unit": "block"}, "--unit must be of channel, weight"),
         ({"epochs": 0}, "--epochs must be at least 1"),
         ({"batch_size": 1}, "--batch-size must be at least 2"),
         ({"lr": 0.0}, "--lr must be positive"),

@@ -1,0 +1,286 @@
+"""Growth and both directions: what comes is worth it, what does not leaves no trace, and all of it can be resumed."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import resgrow
+from resgrow import Budget, Controller, Trust
+from resgrow.controller.probation import LONGEST, STILL, Probation
+
+Batch = tuple[Tensor, Tensor]
+
+
+def wave(count: int, seed: int = 0, k: float = 4.0) -> list[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        x = 2 * torch.rand(64, 1, generator=generator) - 1
+        found.append((x, torch.sin(k * x)))
+    return found
+
+
+def network(width: int = 3, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(1, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, ctl: Controller | None, data: list[Batch]) -> None:
+    for x, y in data:
+        optimizer.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        optimizer.step()
+        if ctl is not None:
+            ctl.step((x, y))
+
+
+def setup(
+    budget: Budget, width: int = 3, kind: type = torch.optim.Adam, lr: float = 0.01, **options
+) -> tuple[nn.Sequential, torch.optim.Optimizer, Controller]:
+    model = network(width)
+    optimizer = kind(model.parameters(), lr)
+    options = {"every": 20, "held": wave(4, seed=1), "example_inputs": torch.zeros(2, 1)} | options
+    return model, optimizer, Controller(model, optimizer, nn.MSELoss(), budget, **options)
+
+
+def numbers(model: nn.Module, optimizer: torch.optim.Optimizer, ctl: Controller) -> list[Tensor]:
+    """Everything that a move may change, in one order."""
+    state = [t for p in model.parameters() for t in optimizer.state.get(p, {}).values() if isinstance(t, Tensor)]
+    return [t.detach().clone() for t in (*model.state_dict().values(), *state, *ctl.masks.values())]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("init", ["tiny", "gradmax", "random"])
+def test_a_network_that_is_too_small_grows_until_its_loss_is_low_enough(init):
+    model, optimizer, ctl = setup(Budget(loss=0.02), width=1, init=init)
+    assert not ctl.met
+    train(model, optimizer, ctl, wave(2500))
+    grown = [move for move in ctl.history if move.kind == "widen" and move.accepted]
+    assert grown
+    assert ctl.met
+    assert ctl.cost["params"] == sum(p.numel() for p in model.parameters()) - sum(
+        int((~mask).sum()) for mask in ctl.masks.values()
+    )
+    for move in grown:
+        assert move.predicted < 0
+        assert move.actual < 0
+        assert move.ratio == pytest.approx(move.actual / move.predicted)
+        assert move.count == sum(move.where.values())
+        assert move.price > 0
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}
+
+
+def test_measured_loss_is_that_of_the_grown_model():
+    held = wave(4, seed=1)
+    model, optimizer, ctl = setup(Budget(loss=1e-6))
+    for batch in wave(400):
+        train(model, optimizer, None, [batch])
+        if ctl.step(batch) is not None:
+            with torch.no_grad():
+                loss = sum(F.mse_loss(model(x), y).item() for x, y in held) / len(held)
+            assert ctl.history[-1].loss_after == pytest.approx(loss, rel=1e-5)
+            break
+    else:
+        pytest.fail("nothing grew")
+
+
+def test_a_network_that_is_too_large_shrinks_as_far_as_its_loss_allows():
+    model, optimizer, ctl = setup(Budget(loss=0.02), width=24)
+    before = ctl.cost["params"]
+    train(model, optimizer, ctl, wave(3000))
+    assert ctl.cost["params"] < before / 2
+    small = resgrow.compact(model, torch.zeros(2, 1))
+    assert sum(p.numel() for p in small.parameters()) == ctl.cost["params"]
+
+
+def test_growth_that_is_not_worth_it_leaves_no_trace(monkeypatch):
+    monkeypatch.setattr("resgrow.controller.controller.WORTH", 1e9)
+    model, optimizer, ctl = setup(Budget(loss=1e-6))
+    tried = 0
+    for batch in wave(500):
+        train(model, optimizer, None, [batch])
+        before = numbers(model, optimizer, ctl)
+        shapes = [layer.extra_repr() for layer in model]
+        assert ctl.step(batch) is None
+        assert same(before, numbers(model, optimizer, ctl))
+        assert shapes == [layer.extra_repr() for layer in model]
+        tried = len(ctl.history)
+    assert tried > 1
+    assert not any(move.accepted for move in ctl.history)
+
+
+@pytest.mark.parametrize("unit", ["weight", (2, 1)])
+def test_masked_parts_change_places_with_present_ones(unit):
+    model, optimizer, ctl = setup(Budget(params=0.6), width=16, unit=unit, example_inputs=None, trust=Trust(0.3))
+    train(model, optimizer, ctl, wave(1500))
+    assert ctl.met
+    kept = [move for move in ctl.history if move.accepted]
+    regrown = [move for move in kept if move.kind == "regrow"]
+    assert regrown
+    assert all(move.unit == ("weight" if unit == "weight" else "block") for move in kept)
+    limit = 0.6 * sum(p.numel() for p in model.parameters())
+    dear = [move for move in regrown if move.cost["params"] > limit]
+    assert dear
+    for move in dear:  # something goes for it in the same step
+        assert any(other.cost["params"] <= limit for other in kept if other.step == move.step)
+    for name, mask in ctl.masks.items():
+        assert (model.get_parameter(name)[~mask] == 0).all()
+
+
+def test_without_growth_only_removals_happen():
+    model, optimizer, ctl = setup(Budget(params=0.5), width=16, unit="weight", grow=False)
+    train(model, optimizer, ctl, wave(1500))
+    assert {move.kind for move in ctl.history} == {"shrink"}
+
+
+class Stream(nn.Module):
+    """A stage of residual blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(1, 8)
+        self.stage = nn.Sequential(resgrow.nn.Residual(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))))
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stage(self.stem(x)))
+
+
+def test_residual_blocks_are_added():
+    torch.manual_seed(0)
+    model = Stream()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    ctl = Controller(
+        model,
+        optimizer,
+        nn.MSELoss(),
+        Budget(loss=1e-4),
+        unit="residual",
+        every=20,
+        held=wave(4, seed=1, k=12),
+        example_inputs=torch.zeros(2, 1),
+    )
+    train(model, optimizer, ctl, wave(1500, k=12))
+    deeper = [move for move in ctl.history if move.kind == "deepen" and move.accepted]
+    assert deeper
+    assert len(model.stage) == 1 + sum(move.where.get("stage", 0) for move in deeper)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_any_optimizer(kind):
+    lr = 0.1 if kind is torch.optim.SGD else 0.01
+    model, optimizer, ctl = setup(Budget(loss=0.05), width=1, kind=kind, lr=lr)
+    train(model, optimizer, ctl, wave(1500))
+    assert any(move.accepted and move.kind == "widen" for move in ctl.history)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("at", [130, 260, 421, 700])
+@pytest.mark.parametrize("width", [3, 24])
+def test_a_killed_run_goes_on_bit_for_bit(at, width):
+    data = wave(900)
+    model, optimizer, ctl = setup(Budget(loss=0.03), width=width)
+    train(model, optimizer, ctl, data[:at])
+    file = io.BytesIO()
+    torch.save([ctl.state_dict(), model.state_dict(), optimizer.state_dict()], file)
+    train(model, optimizer, ctl, data[at:])
+
+    file.seek(0)
+    states = torch.load(file, weights_only=True)
+    other, other_optimizer, other_ctl = setup(Budget(loss=0.03), width=width)
+    other_ctl.load_state_dict(states[0])
+    other.load_state_dict(states[1])
+    other_optimizer.load_state_dict(states[2])
+    train(other, other_optimizer, other_ctl, data[at:])
+    assert other_ctl.history == ctl.history
+    assert len(ctl.history) > 1
+    assert same(numbers(model, optimizer, ctl), numbers(other, other_optimizer, other_ctl))
+
+
+def test_a_removal_that_training_does_not_recover_from_is_undone_to_the_bit(monkeypatch):
+    monkeypatch.setattr("resgrow.controller.probation.LONGEST", 1)
+    model, optimizer, ctl = setup(Budget(loss=0.02), width=8, every=10, trust=Trust(fraction=0.3))
+    data = iter(wave(4000))
+    train(model, optimizer, None, [next(data) for _ in range(1500)])
+    before: list[Tensor] = []
+    for batch in data:
+        train(model, optimizer, None, [batch])
+        now = numbers(model, optimizer, ctl)
+        ctl.step(batch)
+        if ctl.history and ctl.history[-1].kind == "restore":
+            assert same(before, numbers(model, optimizer, ctl))
+            removal = next(move for move in reversed(ctl.history) if move.kind == "shrink")
+            assert ctl.history[-1].where == removal.where
+            assert ctl.history[-1].loss_after == pytest.approx(removal.loss_before)
+            return
+        if ctl.history and ctl.history[-1].step == ctl._steps and ctl._probation is not None:
+            before = now
+    pytest.fail("nothing was undone")
+
+
+def test_probation_ends_with_success_stillness_or_time():
+    assert Probation({}, limit=1.0).verdict(0.9, settled=True) is True
+    still = Probation({}, limit=1.0)
+    assert [still.verdict(2.0, settled=True) for _ in range(STILL)] == [None] * (STILL - 1) + [False]
+    slow = Probation({}, limit=1.0)
+    assert [slow.verdict(2.0, settled=False) for _ in range(LONGEST)] == [None] * (LONGEST - 1) + [False]
+
+
+def test_compact_takes_out_what_is_masked_and_goes_on():
+    model, optimizer, ctl = setup(Budget(params=0.4), width=16, deadline=400)
+    train(model, optimizer, ctl, wave(400))
+    assert ctl.met
+    cost, x = ctl.cost, torch.randn(5, 1)
+    expected = model(x)
+    ctl.compact()
+    assert ctl.cost["params"] == cost["params"] == sum(p.numel() for p in model.parameters())
+    torch.testing.assert_close(model(x), expected)
+    train(model, optimizer, ctl, wave(50, seed=2))
+    assert not torch.equal(model(x), expected)
+
+
+def test_bad_input_changes_nothing():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    state = copy.deepcopy(model.state_dict())
+    for options, message in [
+        ({"held": []}, "held: data yielded no batches"),
+        ({"share": 0.0}, "share must be in"),
+        ({"hysteresis": 0.5}, "hysteresis must be at least 1"),
+        ({"confirm": -1}, "confirm must not be negative"),
+        ({"init": "zeros"}, "init must be one of"),
+        ({"unit": []}, "at least one kind"),
+        ({"unit": ["channel", "channel"]}, "each once"),
+        ({"unit": (0, 4)}, "unit must be one of"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Controller(model, optimizer, nn.MSELoss(), Budget(params=0.5), **options)
+    with pytest.raises(ValueError, match="hold"):
+        Controller(model, torch.optim.Adam(network().parameters()), nn.MSELoss(), Budget(params=0.5))
+    with pytest.raises(ValueError, match="state_dict returned"):
+        Controller(model, optimizer, nn.MSELoss(), Budget(params=0.5)).load_state_dict({})
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("limits", [{"loss": 0}, {"loss": "5"}, {"latency_ms": "-3%"}, {"params": "x%"}])
+def test_bad_limits(limits):
+    with pytest.raises(ValueError, match="positive number"):
+        Budget(**limits)
+
+
+def test_shares_and_absolute_limits():
+    budget = Budget(params="25%", latency_ms="50%", loss="110%")
+    assert budget.targets({"params": 1001, "latency_ms": 3.0}) == {"params": 250, "latency_ms": 1.5}
+    assert budget.loss_limit(0.5) == pytest.approx(0.55)
+    assert Budget(loss=0.2).loss_limit(7.0) == 0.2
+    assert Budget(params=0.5).loss_limit(7.0) == float("inf")
