@@ -13,7 +13,7 @@ from resgrow._files import write_atomic
 from resgrow._lines import read_lines
 from resgrow.experiments.run_folder import CONFIG, HISTORY, REPORT, STATUS, SUMMARY
 from resgrow.report import progress_png, render, render_progress
-from resgrow.report.events import moves_of
+from resgrow.report.events import last_step, moves_of
 
 PICTURE = "report.png"
 
@@ -75,8 +75,8 @@ def _state(path: Path, history: list[dict[str, Any]]) -> str:
 
 
 def _reached(history: list[dict[str, Any]]) -> str:
-    steps = [event["step"] for event in history if "step" in event]
-    return f"The history reaches step {max(steps):,}." if steps else "Nothing has happened yet."
+    step = last_step(history)
+    return f"The history reaches step {step:,}." if step else "No step has been made yet."
 
 
 def _json(path: Path) -> dict[str, Any] | None:

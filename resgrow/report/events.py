@@ -63,6 +63,11 @@ def sizes_of(history: Events) -> list[dict[str, Any]]:
     return sorted(sizes, key=lambda size: size["step"])
 
 
+def last_step(history: Events) -> int:
+    """How far the history reaches; the dense network of `resgrow fit` counts its own steps."""
+    return max((event["step"] for event in history if "step" in event and event.get("role") != "dense"), default=0)
+
+
 def start_of(history: Events) -> dict[str, float]:
     """What the model cost before its first move, where that is told."""
     dense = next((event for event in epochs_of(history) if event["role"] == "dense"), None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from resgrow.report.events import Events, depth_of, moves_of, sizes_of, start_of, widths_of
+from resgrow.report.events import Events, depth_of, last_step, moves_of, sizes_of, start_of, widths_of
 from resgrow.report.plots import draw_predictions
 from resgrow.report.style import DENSE, QUIET, SIZED, UNDONE, data_uri, empty_figure, plot
 
@@ -24,12 +25,12 @@ def draw_cost(axes: Axes, history: Events) -> None:
     start = start_of(history)
     sizes = [*([{"step": 0, "cost": start}] if start else []), *sizes_of(history)]
     names = list(dict.fromkeys(name for size in sizes for name in size["cost"]))
-    for name in names:
+    for name, style in zip(names, cycle(("-", "--", ":")), strict=False):  # costs often fall alike
         known = [(size["step"], size["cost"][name]) for size in sizes if name in size["cost"]]
         steps, values = zip(*thinned(known), strict=True)
         if values[0]:
             label = f"{_WORDS.get(name, name)}: {values[0]:,.6g} → {values[-1]:,.6g}"
-            axes.step(steps, [value / values[0] for value in values], where="post", label=label)
+            axes.step(steps, [value / values[0] for value in values], where="post", linestyle=style, label=label)
     axes.set(title="Size", xlabel="training step", ylabel="share of the start")
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -39,6 +40,7 @@ def draw_cost(axes: Axes, history: Events) -> None:
 def draw_widths_over_time(axes: Axes, history: Events) -> None:
     """Units of each layer or group over steps: of those that changed most; the others' sum is one more line."""
     steps, widths, absolute = widths_of(history)
+    steps, widths = [*steps, last_step(history)], {name: [*values, values[-1]] for name, values in widths.items()}
     ordered = sorted(widths, key=lambda name: -(max(widths[name]) - min(widths[name])))
     for name in ordered[:_LAYERS]:
         axes.step(steps, widths[name], where="post", label=name)
@@ -54,7 +56,7 @@ def draw_widths_over_time(axes: Axes, history: Events) -> None:
 def draw_depth(axes: Axes, history: Events) -> None:
     """Residual blocks, or layers that bend, over steps, against the start."""
     steps, depth = depth_of(history)
-    axes.step(steps, depth, where="post", color=SIZED)
+    axes.step([*steps, last_step(history)], [*depth, depth[-1]], where="post", color=SIZED)
     axes.set(title="Depth", xlabel="training step", ylabel="layers or blocks that came or went")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 

@@ -49,7 +49,7 @@ def test_a_run_that_was_stopped_before_anything_happened(tmp_path):
     made.mark("interrupted", "stopped by SIGTERM")
     made.close()
     assert main(["report", str(made.path)]) == 0
-    assert "State: interrupted (stopped by SIGTERM). Nothing has happened yet." in pages(made.path)[0]
+    assert "State: interrupted (stopped by SIGTERM). No step has been made yet." in pages(made.path)[0]
 
 
 def test_a_finished_run_gets_its_whole_report(folder, tmp_path):

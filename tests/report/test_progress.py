@@ -12,7 +12,15 @@ from test_render import Page, svg
 
 from resgrow.report import progress_png, render_progress
 from resgrow.report.events import depth_of, moves_of, normal_move, sizes_of, start_of, widths_of
-from resgrow.report.progress import draw_loss_against_size, draw_widths_over_time, headline, panels, thinned
+from resgrow.report.progress import (
+    draw_cost,
+    draw_depth,
+    draw_loss_against_size,
+    draw_widths_over_time,
+    headline,
+    panels,
+    thinned,
+)
 
 
 def told(**changes):
@@ -85,6 +93,13 @@ def test_layers_that_changed_least_share_a_line():
     assert len(lines) == 11
     assert lines["layer13"] == -14
     assert lines["4 others"] == -(1 + 2 + 3 + 4)
+
+
+def test_lines_reach_to_the_last_step():
+    history = [*HISTORY, size(90, 700.0)]
+    for draw, value in ((draw_widths_over_time, -3), (draw_depth, -1), (draw_cost, 0.7)):
+        line = axes_of(draw, history).lines[0]
+        assert line.get_xydata()[-1].tolist() == [90, value]
 
 
 def test_loss_against_size_has_training_and_moves():
