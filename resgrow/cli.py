@@ -1,4 +1,4 @@
-"""Command line: ``resgrow info``, ``resgrow fit``, ``resgrow saliency``, ``resgrow count`` and ``resgrow bench``."""
+"""Command line: ``resgrow info``, ``fit``, ``saliency``, ``count``, ``bench`` and ``report``."""
 
 from __future__ import annotations
 
@@ -50,6 +50,12 @@ BENCH_EXAMPLES = """examples:
       a network that resgrow fit made; one with zeros is measured as it is
   resgrow bench mypackage.models:build --input 784 --density .5,.1
       what a function of yours returns
+"""
+REPORT_EXAMPLES = """examples:
+  resgrow report runs/digits-resnet8-20260101-120000
+      report.html and report.png in the folder, of a run that is at work or was killed, too
+  resgrow report moves.jsonl --out figures
+      what resgrow.controller.logs.JsonLines("moves.jsonl") wrote: moves.html and moves.png in figures
 """
 INFO_EXAMPLES = """example:
   resgrow info
@@ -161,6 +167,13 @@ def _bench(arguments: argparse.Namespace) -> int:
     )
     _set_threads("bench", arguments.threads)
     run(config, _console())
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from resgrow.experiments.report_command import run
+
+    run(Path(arguments.run_path), Path(arguments.out) if arguments.out else None, _console())
     return 0
 
 
@@ -334,6 +347,21 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=_bench)
 
 
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="draw a run, or a controller's log, at any time",
+        description="Draws size, widths, depth, loss against size, and predicted against actual change of the loss, as "
+        "one page and one picture.",
+        epilog=REPORT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run_path", metavar="RUN", help="run folder of resgrow fit, or a controller's file of JSON lines")
+    add("--out", metavar="DIR", help="folder for page and picture (default: that of RUN)")
+    parser.set_defaults(run=_report)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="resgrow", description="Networks that find their own size.")
@@ -343,6 +371,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_saliency(commands)
     _add_count(commands)
     _add_bench(commands)
+    _add_report(commands)
     return parser
 
 

@@ -65,7 +65,7 @@ def test_info_says_why_there_is_no_device(monkeypatch):
     assert resgrow.info.cuda_devices() == "none: Found no NVIDIA driver on your system"
 
 
-@pytest.mark.parametrize("command", ["info", "fit", "saliency", "count", "bench"])
+@pytest.mark.parametrize("command", ["info", "fit", "saliency", "count", "bench", "report"])
 def test_help_has_examples(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

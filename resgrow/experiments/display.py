@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resgrow.experiments.training import Epoch
+from resgrow.report.events import cost_of
 from resgrow.report.rows import Row, count
 
 NAMES = {"dense": "dense baseline", "sized": "self-sizing twin"}
@@ -128,7 +129,8 @@ class LiveDisplay:
         self._figures["test accuracy"] = f"{100 * record.test_accuracy:.2f} %"
 
     def move(self, move: Mapping[str, Any]) -> None:
-        self._figures["parameters"] = f"{count(move['params'])} ({100 * move['params'] / self._params:.1f} % left)"
+        params = cost_of(move)["params"]
+        self._figures["parameters"] = f"{count(params)} ({100 * params / self._params:.1f} % left)"
         self._figures["last move, change of loss"] = describe_move(move)
 
     def say(self, text: str) -> None:

@@ -11,7 +11,6 @@ Every file but the history is replaced as a whole; history lines are appended on
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from datetime import datetime
@@ -20,6 +19,7 @@ from typing import Any
 
 from resgrow._errors import RunError
 from resgrow._files import write_atomic
+from resgrow._lines import line, plain, read_lines
 from resgrow.experiments.interrupts import Interrupts
 
 STATUS = "status.json"
@@ -42,21 +42,9 @@ def now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def plain(value: Any) -> Any:
-    """Strict JSON: numbers that are not finite become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value
-
-
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The lines of ``folder``'s history, oldest first."""
-    text = (folder / HISTORY).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return read_lines(folder / HISTORY)
 
 
 class RunFolder:
@@ -103,12 +91,12 @@ class RunFolder:
 
     def record(self, event: Mapping[str, Any]) -> None:
         """Appends one line to the history, in one write: a kill leaves whole lines only."""
-        line = (json.dumps(plain(event), allow_nan=False) + "\n").encode("utf-8")
+        data = line(event)
         with self._interrupts.held():
-            written = os.write(self._history, line)
-        if written != len(line):
+            written = os.write(self._history, data)
+        if written != len(data):
             raise RunError(
-                f"fit: {self.path / HISTORY} must take a whole line (got {written} of {len(line)} bytes written); "
+                f"fit: {self.path / HISTORY} must take a whole line (got {written} of {len(data)} bytes written); "
                 "free space on the disk"
             )
 

@@ -1,4 +1,4 @@
-"""The report's figures. Each takes plain dictionaries and returns an image as a data URI."""
+"""The report's figures. Each takes plain dictionaries, moves as `normal_move` makes them, and returns a data URI."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from resgrow.report.events import Events
 from resgrow.report.rows import duration
 from resgrow.report.style import DENSE, INK, QUIET, SIZED, UNDONE, data_uri, plot
 
-Events = Sequence[Mapping[str, Any]]
 COLOURS = {"dense": DENSE, "sized": SIZED}
 
 
@@ -63,7 +63,7 @@ def parameters(moves: Events, epochs: Events, dense: int) -> str:
         accepted = [move for move in moves if move["accepted"]]
         last = max((row["step"] for row in epochs if row["role"] == "sized"), default=0)
         steps = [0, *(move["step"] for move in accepted)]
-        left = [dense, *(move["params"] for move in accepted)]
+        left = [dense, *(move["cost"]["params"] for move in accepted)]
         axes.step([*steps, max(last, steps[-1])], [*left, left[-1]], where="post", color=SIZED)
         axes.fill_between([*steps, max(last, steps[-1])], [*left, left[-1]], step="post", color=SIZED, alpha=0.12)
         axes.axhline(dense, color=DENSE, linestyle="--", linewidth=1.2)
@@ -91,13 +91,18 @@ def _scale(values: Sequence[float], floor: float) -> dict[str, Any]:
     return {"value": "symlog", "linthresh": floor}
 
 
-def predictions(moves: Events) -> str:
-    """Predicted against actual change of the loss per move, with the line where they agree."""
+# One marker per kind of move.
+_MARKERS = {"shrink": "o", "regrow": "^", "widen": "D", "deepen": "s"}
+
+
+def draw_predictions(axes: Axes, moves: Events) -> None:
+    """Predicted against actual change of the loss per move, by kind, with the line where they agree."""
     known = [move for move in moves if move["predicted"] is not None and move["actual"] is not None]
-    with plot() as (figure, axes):
-        values = [move[key] for move in known for key in ("predicted", "actual")]
-        for accepted, colour, marker, label in ((True, SIZED, "o", "kept"), (False, UNDONE, "X", "undone")):
-            chosen = [move for move in known if move["accepted"] is accepted]
+    values = [move[key] for move in known for key in ("predicted", "actual")]
+    kinds = [kind for kind in _MARKERS if any(move["kind"] == kind for move in known)]
+    for kind in kinds:
+        for accepted, colour, word in ((True, SIZED, "kept"), (False, UNDONE, "undone")):
+            chosen = [move for move in known if move["kind"] == kind and move["accepted"] is accepted]
             if not chosen:
                 continue
             axes.scatter(
@@ -105,23 +110,29 @@ def predictions(moves: Events) -> str:
                 [move["actual"] for move in chosen],
                 s=34,
                 color=colour,
-                marker=marker,
+                marker=_MARKERS[kind],
                 alpha=0.75,
                 linewidths=0,
-                label=f"{label} ({len(chosen)})",
+                label=f"{word if len(kinds) == 1 else f'{kind}, {word}'} ({len(chosen)})",
             )
-        axes.set_xscale(**_scale([move["predicted"] for move in known], _floor(values)))
-        axes.set_yscale(**_scale([move["actual"] for move in known], _floor(values)))
-        predicted = sorted(move["predicted"] for move in known)
-        axes.plot(predicted, predicted, color=INK, linewidth=1, linestyle=":", label="as predicted")
-        axes.set(
-            title="What each move was to cost, and did",
-            xlabel="predicted change of loss (nats)",
-            ylabel="actual change of loss (nats)",
-        )
-        axes.tick_params(axis="x", rotation=30)
-        if known:
-            axes.legend(fontsize=8)
+    axes.set_xscale(**_scale([move["predicted"] for move in known], _floor(values)))
+    axes.set_yscale(**_scale([move["actual"] for move in known], _floor(values)))
+    predicted = sorted(move["predicted"] for move in known)
+    axes.plot(predicted, predicted, color=INK, linewidth=1, linestyle=":", label="as predicted")
+    axes.set(
+        title="What each move was to cost, and did",
+        xlabel="predicted change of loss (nats)",
+        ylabel="actual change of loss (nats)",
+    )
+    axes.tick_params(axis="x", rotation=30)
+    if known:
+        axes.legend(fontsize=8)
+
+
+def predictions(moves: Events) -> str:
+    """`draw_predictions` as an image."""
+    with plot() as (figure, axes):
+        draw_predictions(axes, moves)
         return data_uri(figure)
 
 

@@ -53,7 +53,7 @@ def text() -> str:
 def test_page_is_well_formed_and_needs_nothing_from_outside(text):
     page = Page(text)
     assert page.open == []
-    assert len(page.images) == 7
+    assert len(page.images) == 8
     assert all(address.startswith("data:") for address in page.addresses)
     assert re.findall(r"https?://|@import|url\(", re.sub(r'src="data:[^"]*"', "", text)) == []
 
