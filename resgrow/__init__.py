@@ -4,6 +4,7 @@ from resgrow import nn, ops
 from resgrow.controller import Budget, Controller, Move, Trust
 from resgrow.curvature import Growth, curvature
 from resgrow.penalties import GateCoefficients, Gates, GroupPenalty
+from resgrow.ripple import LayerRipple, Ripple, ripple
 from resgrow.saliency import Saliency, saliency
 from resgrow.surgery import (
     Factorised,
@@ -38,10 +39,12 @@ __all__ = [
     "Gates",
     "GroupPenalty",
     "Growth",
+    "LayerRipple",
     "Masks",
     "Merged",
     "Move",
     "Profile",
+    "Ripple",
     "Saliency",
     "Swap",
     "Trust",
@@ -57,6 +60,7 @@ __all__ = [
     "ops",
     "profile",
     "prune",
+    "ripple",
     "saliency",
     "save",
     "settle_gates",
