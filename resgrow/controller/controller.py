@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from resgrow.controller.budget import Budget
 from resgrow.controller.grow import Deepener, Grower, Regrower, Widener
 from resgrow.controller.history import Move, restored, reversals
+from resgrow.controller.logs import Log, rewind
 from resgrow.controller.probation import Probation
 from resgrow.controller.recent import Recent
 from resgrow.controller.running import RunningCurvature
@@ -100,6 +101,8 @@ class Controller:
         example_inputs: a batch for the model; needed for budgets of ``macs`` and ``latency_ms``, and for channels of
             models other than `nn.Sequential` and `resgrow.nn.ResNet`.
         followers: averaged copies of the model, which change along.
+        logs: told of every move when it is complete, and of the model's size whenever moves are due; see
+            `resgrow.controller.logs`.
         seed: of the controller's own random numbers.
 
     Attributes:
@@ -139,6 +142,7 @@ class Controller:
         exclude: Sequence[str] = (),
         example_inputs: AnyInputs | None = None,
         followers: Followers = None,
+        logs: Sequence[Log] = (),
         seed: int = 0,
     ) -> None:
         settings = Settings(
@@ -146,7 +150,8 @@ class Controller:
         )
         check(model, budget, settings, example_inputs is not None)
         self.model = unwrapped("Controller", model)
-        self.loss_fn, self.budget, self.settings = loss_fn, budget, settings
+        self.optimizer, self.loss_fn, self.budget, self.settings = optimizer, loss_fn, budget, settings
+        self.logs = tuple(logs)
         along = company("Controller", self.model, optimizer, followers)
         self.trust = trust or Trust(fraction=0.2 if blockwise else 0.05)
         self.growth_trust = growth_trust or Trust(fraction=0.1)
@@ -222,6 +227,7 @@ class Controller:
             return None
         tried = len(self.history)
         self._act()
+        self._tell(self.history[tried:])
         return next((move for move in reversed(self.history[tried:]) if move.accepted), None)
 
     def compact(self) -> None:
@@ -258,6 +264,13 @@ class Controller:
             ValueError: a dictionary of another kind, or a structure that does not fit the model; nothing is changed.
         """
         restore(self, state)
+        rewind(self.logs, self._steps, self.history)
+
+    def _tell(self, moves: Sequence[Move]) -> None:
+        for log in self.logs:
+            for move in moves:
+                log.move(move)
+            log.size(self._steps, self.cost, self._losses[-1] if self._losses else None)
 
     @property
     def _over(self) -> bool:

@@ -36,7 +36,7 @@ class Log(Protocol):
         """A move was tried; ``move.accepted`` tells whether it was kept."""
 
     def size(self, step: int, cost: Mapping[str, float], loss: float | None) -> None:
-        """What the model costs after ``step``, and the mean loss of that step where it is known."""
+        """What the model costs after ``step``, and the mean loss on held data before its moves, where it is known."""
 
     def close(self) -> None:
         """Nothing more comes. A second call does nothing."""
@@ -61,11 +61,10 @@ def scalars(move: Move) -> dict[str, float]:
 
 def describe(move: Move) -> str:
     """One line for people."""
-    numbers = asdict(move)
-    places = ", ".join(f"{name} {count:,}" for name, count in numbers.get("where", {}).items())
+    places = ", ".join(f"{name} {count:,}" for name, count in move.where.items())
     verdict = "kept" if move.accepted else "undone"
     return (
-        f"step {move.step}: {numbers.get('kind', 'shrink')} {move.unit}"
+        f"step {move.step}: {move.kind} {move.unit}"
         f"{f' ({places})' if places else ''}, predicted {_signed(move.predicted)}, actual {_signed(move.actual)}, "
         f"{verdict}"
     )
@@ -200,11 +199,9 @@ class TensorBoard:
         """The widths that a move changes, after it."""
         if not move.accepted:
             return {}
-        numbers = asdict(move)
-        sign = -1 if numbers.get("kind", "shrink") == "shrink" else 1
-        for name, count in numbers.get("where", {}).items():
-            self._widths[name] = self._widths.get(name, 0) + sign * count
-        return {name: self._widths[name] for name in numbers.get("where", {})}
+        for name, count in move.where.items():
+            self._widths[name] = self._widths.get(name, 0) + (count if move.grows else -count)
+        return {name: self._widths[name] for name in move.where}
 
 
 def _summary_writer(folder: str, purge_step: int | None = None) -> Any:

@@ -78,7 +78,7 @@ def _train_sized(twins: Twins, folder: RunFolder, display: Display) -> None:
     def after_step(step: int, batch: Batch) -> None:
         for event in sizing.after_step(step, batch):
             folder.record(dict(event))
-            if event["kind"] == "move":
+            if event.get("event") == "move":
                 display.move(event)
 
     training.run(

@@ -97,9 +97,8 @@ class ControlledSizing:
 
 
 def _event(move: Move, step: int) -> dict[str, Any]:
-    """A move as the history tells it: "kind" says what the event is, "move" what the move is."""
-    cost: dict[str, Any] = {name: round(move.cost[name]) for name in ("params", "macs") if name in move.cost}
-    return {**asdict(move), **cost, "step": step, "kind": "move", "move": move.kind, "removed": move.count}
+    """A move as the history tells it, at a step of the training."""
+    return {"event": "move", **asdict(move), "step": step}
 
 
 class GatedSizing:

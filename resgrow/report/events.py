@@ -7,7 +7,7 @@ from typing import Any
 
 Event = Mapping[str, Any]
 Events = Sequence[Event]
-KINDS = ("shrink", "regrow", "widen", "deepen")
+KINDS = ("shrink", "regrow", "widen", "deepen", "restore")
 # Earlier versions had these costs as fields of their own.
 _COSTS = ("params", "macs")
 _ALWAYS = ("step", "unit", "predicted", "actual", "ratio", "damping", "accepted")

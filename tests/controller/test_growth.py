@@ -121,14 +121,20 @@ def test_growth_that_is_not_worth_it_leaves_no_trace(monkeypatch):
 
 @pytest.mark.parametrize("unit", ["weight", (2, 1)])
 def test_masked_parts_change_places_with_present_ones(unit):
-    model, optimizer, ctl = setup(Budget(params=0.6), width=16, unit=unit, example_inputs=None, trust=Trust(0.3))
-    train(model, optimizer, ctl, wave(1500))
+    model, optimizer, ctl = setup(Budget(params=0.6), width=16, unit=unit, example_inputs=None)
+    # Weights are missing where they are worth most: in the last layer.
+    missing = torch.zeros(1, 16, dtype=torch.bool)
+    missing[0, :4] = True
+    middle = torch.arange(16)[:, None] < 8
+    ctl.masks.update({"4.weight": missing, "2.weight": middle.expand(16, 16)})
+    train(model, optimizer, ctl, wave(800))
     assert ctl.met
     kept = [move for move in ctl.history if move.accepted]
     regrown = [move for move in kept if move.kind == "regrow"]
     assert regrown
     assert all(move.unit == ("weight" if unit == "weight" else "block") for move in kept)
-    limit = 0.6 * sum(p.numel() for p in model.parameters())
+    assert ctl.masks["4.weight"].sum() > 4
+    limit = int(0.6 * sum(p.numel() for p in model.parameters()))
     dear = [move for move in regrown if move.cost["params"] > limit]
     assert dear
     for move in dear:  # something goes for it in the same step

@@ -88,7 +88,7 @@ def test_history_holds_both_networks_and_the_moves(finished):
     folder, summary, _, _ = finished
     history = read_history(folder)
     epochs = [(event["role"], event["epoch"]) for event in history if event["kind"] == "epoch"]
-    moves = [event for event in history if event["kind"] == "move"]
+    moves = [event for event in history if event.get("event") == "move"]
     assert epochs == [(role, epoch) for role in ("dense", "sized") for epoch in range(1, 7)]
     assert sum(summary["moves"].values()) == len(moves) > 0
     # 36 steps: the controller rests for a fifth of them and is done by three fifths.

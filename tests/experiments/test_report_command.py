@@ -37,7 +37,7 @@ def test_a_run_at_work_is_drawn_as_far_as_it_came(folder, capsys):
     assert "The history reaches step 30." in text
     assert image.startswith(b"\x89PNG")
     assert capsys.readouterr().out == f"report: {folder.path / 'report.html'} and {folder.path / 'report.png'}\n"
-    folder.record({"kind": "move", **asdict(move(step=40, kind="shrink"))})
+    folder.record({"event": "move", **asdict(move(step=40, kind="shrink"))})
     with open(folder.path / "history.jsonl", "a") as file:
         file.write('{"kind": "epo')  # the next line is being written
     assert main(["report", str(folder.path)]) == 0

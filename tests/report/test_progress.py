@@ -57,9 +57,8 @@ def test_moves_of_earlier_versions_are_read_like_those_of_today():
     assert (old["kind"], old["count"], old["where"], old["cost"]) == ("shrink", 3, {}, {"params": 900, "macs": 77})
     (without,) = moves_of([example_run.move()])
     assert without["cost"] == {"params": 900}
-    # A move of today in the lines of resgrow fit, where the event's kind and the move's share a name.
-    (new,) = moves_of([{"kind": "move", **asdict(move(kind="widen"))}])
-    assert new == {**asdict(move(kind="widen"))}
+    (new,) = moves_of([{"event": "move", **asdict(move(kind="widen"))}])
+    assert new == {"event": "move", **asdict(move(kind="widen"))}
     assert normal_move(new) == new
     assert [each["step"] for each in moves_of(HISTORY)] == [5, 5, 10, 15, 20]
     with pytest.raises(ValueError, match=r"a move must have .*got none of step, accepted"):
