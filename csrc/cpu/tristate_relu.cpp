@@ -20,7 +20,8 @@
 namespace resgrow {
 namespace {
 
-constexpr int64_t kItem = 32768;  // values per work item
+constexpr int64_t kItem = 32768;   // values per work item
+constexpr int64_t kGrain = 32768;  // values that waking a thread is worth it for
 constexpr int64_t kShortestRun =
     64;                             // values of one channel that a sum of their own is worth it for
 constexpr int64_t kColumns = 1024;  // their slopes and sums stay in the first-level cache
@@ -245,7 +246,9 @@ class Pass {
               const Item& item) const {
     Scratch<A> scratch(totals.data ? 2 * slots * items : 0);
     const Sums<A> sums{totals.data ? scratch.data() : nullptr, slots};
-    at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+    // A small tensor may have several items, too: a row that is left over, one channel each.
+    const int64_t grain = std::max<int64_t>(1, kGrain * items / (outer_ * channels_ * inner_));
+    at::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         if (sums.data) sums.of_item(i).clear();
         item(i, sums.of_item(i));
