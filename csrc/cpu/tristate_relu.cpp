@@ -23,10 +23,13 @@ namespace {
 constexpr int64_t kItem = 32768;   // values per work item
 constexpr int64_t kGrain = 32768;  // values that waking a thread is worth it for
 constexpr int64_t kShortestRun =
-    64;                             // values of one channel that a sum of their own is worth it for
-constexpr int64_t kColumns = 1024;  // their slopes and sums stay in the first-level cache
+    64;  // values of one channel that a sum of their own is worth it for
+constexpr int64_t kColumns = kTriStateColumns;
 constexpr int64_t kFewColumns = 512;
-constexpr int64_t kLineValues = 16;  // float32 in a cache line
+constexpr int64_t kLineValues = 16;      // float32 in a cache line
+constexpr int64_t kStep = 32;            // the most values that a kernel takes at once
+constexpr int64_t kStrip = 64;           // columns that registers hold the slopes and sums of
+constexpr int64_t kCached = 512 * 1024;  // bytes of x that are in the caches when they are needed
 static_assert(kShortestRun * kLineValues <= kColumns);
 constexpr int64_t kMostRuns = kItem / kShortestRun;  // in a work item
 
@@ -151,7 +154,7 @@ class Pass {
                     A* sums) const {
     const auto at = [&](auto* base) { return base ? base + offset * itemsize_ : nullptr; };
     return {at(x_), at(grad_), at(out_), sums,          positive_ + slope, negative_ + slope,
-            rows,   cols,      stride,   /*channel=*/0, /*channels=*/0};
+            rows,   cols,      stride,   /*channel=*/0, /*channels=*/0,    /*strips=*/false};
   }
 
   // Channels lie in runs of `inner`: short runs share a work item, long ones are cut.
@@ -186,8 +189,7 @@ class Pass {
   // Channels alternate: rows of whole periods, cut into blocks of rows and of whole channels.
   void columns(const Sums<double>& totals) {
     const int64_t period = channels_ * inner_;
-    // An odd number of periods: rows a power of two apart would share a few cache sets.
-    const int64_t repeat = std::min(outer_, kFewColumns / period | 1);
+    const int64_t repeat = std::min(outer_, periods(period));
     const int64_t cols = period * repeat, rows = outer_ / repeat, rest = outer_ % repeat * period;
     // Blocks that begin on a cache line, where the channels allow it.
     const int64_t even = std::lcm(inner_, kLineValues);
@@ -195,6 +197,7 @@ class Pass {
     const int64_t tall = kItem / wide;
     const int64_t row_blocks = (rows + tall - 1) / tall, col_blocks = (cols + wide - 1) / wide;
     const int64_t items = row_blocks * col_blocks + (rest > 0);  // the rest has one block
+    const bool strips = cols <= kStrip || (rows * cols + rest) * itemsize_ <= kCached;
     Scratch<A, kColumns> positive(cols), negative(cols);
     slopes(cols, inner_, positive.data(), negative.data());
     const auto first = [&](int64_t item) { return item % col_blocks * wide / inner_; };
@@ -205,13 +208,24 @@ class Pass {
       const int64_t width = last ? rest : std::min(wide, cols - start);
       alignas(64) A found[2 * kColumns];
       if (sums.data) std::fill_n(found, 2 * width, A(0));
-      kernels_.columns(args((last ? rows : row) * cols + start, start,
-                            last ? 1 : std::min(tall, rows - row), width, cols,
-                            sums.data ? found : nullptr));
+      TriStateRelu a =
+          args((last ? rows : row) * cols + start, start, last ? 1 : std::min(tall, rows - row),
+               width, cols, sums.data ? found : nullptr);
+      a.strips = strips;
+      kernels_.columns(a);
       if (!sums.data) return;
       add_columns(found, width, sums.above(), slots);
       add_columns(found + width, width, sums.below(), slots);
     });
+  }
+
+  // How many of them make a row: one strip, or else enough for a row to be worth its beginning, in
+  // whole steps where these are few.
+  static int64_t periods(int64_t period) {
+    if (kStrip % period == 0) return kStrip / period;
+    const int64_t whole = std::lcm(period, kStep);
+    const int64_t unit = whole <= kColumns ? whole : period;
+    return std::max<int64_t>(1, kFewColumns / unit) * unit / period;
   }
 
   void add_columns(const A* __restrict found, int64_t count, A* __restrict sums,

@@ -5,6 +5,8 @@ namespace resgrow {
 
 using Int = long long;
 
+constexpr int kTriStateColumns = 1024;  // at most; their slopes and sums stay in the nearest cache
+
 // `rows` rows of `cols` values, rows `stride` values apart. With slope = positive where x >= 0 and
 // negative elsewhere: out = slope * x where grad is null, else out = slope * grad. x, grad, out:
 // the table's type; slopes and sums: float64 for float64, else float32.
@@ -18,6 +20,9 @@ struct TriStateRelu {
   Int rows, cols, stride;
   Int channel;   // runs: of the first row; its successors follow in turn
   Int channels;  // runs
+  // columns: down the rows in strips that registers hold the slopes and sums of, not row by row.
+  // For few columns, and for values that are in the caches.
+  bool strips;
 };
 
 struct TriStateReluKernels {
