@@ -154,7 +154,7 @@ class Pass {
                     A* sums) const {
     const auto at = [&](auto* base) { return base ? base + offset * itemsize_ : nullptr; };
     return {at(x_), at(grad_), at(out_), sums,          positive_ + slope, negative_ + slope,
-            rows,   cols,      stride,   /*channel=*/0, /*channels=*/0,    /*strips=*/false};
+            rows,   cols,      stride,   /*channel=*/0, /*channels=*/0,    /*cached=*/false};
   }
 
   // Channels lie in runs of `inner`: short runs share a work item, long ones are cut.
@@ -197,7 +197,7 @@ class Pass {
     const int64_t tall = kItem / wide;
     const int64_t row_blocks = (rows + tall - 1) / tall, col_blocks = (cols + wide - 1) / wide;
     const int64_t items = row_blocks * col_blocks + (rest > 0);  // the rest has one block
-    const bool strips = cols <= kStrip || (rows * cols + rest) * itemsize_ <= kCached;
+    const bool cached = (rows * cols + rest) * itemsize_ <= kCached;
     Scratch<A, kColumns> positive(cols), negative(cols);
     slopes(cols, inner_, positive.data(), negative.data());
     const auto first = [&](int64_t item) { return item % col_blocks * wide / inner_; };
@@ -211,7 +211,7 @@ class Pass {
       TriStateRelu a =
           args((last ? rows : row) * cols + start, start, last ? 1 : std::min(tall, rows - row),
                width, cols, sums.data ? found : nullptr);
-      a.strips = strips;
+      a.cached = cached;
       kernels_.columns(a);
       if (!sums.data) return;
       add_columns(found, width, sums.above(), slots);
@@ -258,7 +258,7 @@ class Pass {
   template <class First, class Item>
   void reduce(int64_t items, int64_t slots, const Sums<double>& totals, const First& first,
               const Item& item) const {
-    Scratch<A> scratch(totals.data ? 2 * slots * items : 0);
+    Scratch<A, 4096> scratch(totals.data ? 2 * slots * items : 0);
     const Sums<A> sums{totals.data ? scratch.data() : nullptr, slots};
     // A small tensor may have several items, too: a row that is left over, one channel each.
     const int64_t grain = std::max<int64_t>(1, kGrain * items / (outer_ * channels_ * inner_));
@@ -321,14 +321,17 @@ at::Tensor converted(at::Tensor t, at::ScalarType type) {
 template <class A>
 Gradients backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& w,
                    const at::Tensor& d, bool need_x, bool need_gates) {
+  constexpr auto type = c10::CppTypeToScalarType<A>::value;
+  // Small ones first: behind a large one, they keep its memory from being joined with what is free
+  // behind it when it is freed, and the next one then needs new pages.
+  at::Tensor grad_w = need_gates ? new_empty(w.sizes(), type) : new_empty({0}, w.scalar_type());
+  at::Tensor grad_d = need_gates ? new_empty({}, type) : new_empty({0}, d.scalar_type());
   at::Tensor grad_x = need_x ? new_like(x) : new_empty({0}, x.scalar_type());
   Pass<A> pass(x, &grad, need_x ? &grad_x : nullptr, w, d);
   if (!need_gates) {
     if (need_x) pass.run();
-    return {std::move(grad_x), new_empty({0}, w.scalar_type()), new_empty({0}, d.scalar_type())};
+    return {std::move(grad_x), std::move(grad_w), std::move(grad_d)};
   }
-  constexpr auto type = c10::CppTypeToScalarType<A>::value;
-  at::Tensor grad_w = new_empty(w.sizes(), type), grad_d = new_empty({}, type);
   pass.run(grad_w.template mutable_data_ptr<A>(), grad_d.template mutable_data_ptr<A>());
   return {std::move(grad_x), converted(std::move(grad_w), w.scalar_type()),
           converted(std::move(grad_d), d.scalar_type())};

@@ -224,8 +224,8 @@ void tristate_strip(const TriStateRelu& args, Int first, Int from = 0) {
   }
 }
 
-// The first `cols` columns, row by row: as memory is read fastest, but all slopes and sums are read
-// anew for every row. They are laid out as the steps take them.
+// The first `cols` columns, row by row: memory is fastest in its own order, though slopes and sums
+// are read anew for every row. They are laid out as the steps take them.
 template <class T, bool FORWARD, bool OUT, bool SUMS>
 void tristate_rows(const TriStateRelu& args, Int cols) {
   const TriStateRelu a = args;  // a copy, which no store can be taken to change
@@ -234,7 +234,7 @@ void tristate_rows(const TriStateRelu& args, Int cols) {
   using A = typename Row::A;
   using V = typename Row::V;
   constexpr int vectors = kTriStateColumns / Row::lanes;
-  constexpr Int ahead = 2048;  // the caches alone look less far, as sums are written in between
+  constexpr Int ahead = 2048;  // what the processor fetches of itself comes later
   V p[vectors], n[vectors], above[vectors], below[vectors];
   for (Int i = 0; i < cols; i += Row::width) {
     Step::read_columns(static_cast<const A*>(a.positive) + i, p + i / Row::lanes);
@@ -254,7 +254,7 @@ void tristate_rows(const TriStateRelu& args, Int cols) {
   }
 }
 
-// Columns from `first` on, fewer than a step has.
+// Fewer columns than a step has.
 template <class T, bool FORWARD, bool OUT, bool SUMS>
 void tristate_few_columns(const TriStateRelu& a) {
   using A = typename TriStateStep<T>::A;
@@ -279,7 +279,7 @@ void tristate_columns(const TriStateRelu& a) {
   if (a.cols < Row::width) return tristate_few_columns<T, FORWARD, OUT, SUMS>(a);
   constexpr int steps = 4 / Row::parts;  // what registers hold
   Int i = 0;
-  if (a.strips) {
+  if (a.cached || a.cols <= steps * Row::width) {
     for (; i + steps * Row::width <= a.cols; i += steps * Row::width) {
       tristate_strip<steps, false, T, FORWARD, OUT, SUMS>(a, i);
     }

@@ -20,9 +20,7 @@ struct TriStateRelu {
   Int rows, cols, stride;
   Int channel;   // runs: of the first row; its successors follow in turn
   Int channels;  // runs
-  // columns: down the rows in strips that registers hold the slopes and sums of, not row by row.
-  // For few columns, and for values that are in the caches.
-  bool strips;
+  bool cached;   // columns: the values are in the caches, whose order is not memory's
 };
 
 struct TriStateReluKernels {
