@@ -20,12 +20,16 @@
 namespace resgrow {
 namespace {
 
-constexpr int64_t kItem = 32768;  // values per work item
+constexpr int64_t kItem = 32768;   // values per work item
+constexpr int64_t kGrain = 32768;  // values that waking a thread is worth it for
 constexpr int64_t kShortestRun =
-    64;                             // values of one channel that a sum of their own is worth it for
-constexpr int64_t kColumns = 1024;  // their slopes and sums stay in the first-level cache
+    64;  // values of one channel that a sum of their own is worth it for
+constexpr int64_t kColumns = kTriStateColumns;
 constexpr int64_t kFewColumns = 512;
-constexpr int64_t kLineValues = 16;  // float32 in a cache line
+constexpr int64_t kLineValues = 16;      // float32 in a cache line
+constexpr int64_t kStep = 32;            // the most values that a kernel takes at once
+constexpr int64_t kStrip = 64;           // columns that registers hold the slopes and sums of
+constexpr int64_t kCached = 512 * 1024;  // bytes of x that are in the caches when they are needed
 static_assert(kShortestRun * kLineValues <= kColumns);
 constexpr int64_t kMostRuns = kItem / kShortestRun;  // in a work item
 
@@ -150,7 +154,7 @@ class Pass {
                     A* sums) const {
     const auto at = [&](auto* base) { return base ? base + offset * itemsize_ : nullptr; };
     return {at(x_), at(grad_), at(out_), sums,          positive_ + slope, negative_ + slope,
-            rows,   cols,      stride,   /*channel=*/0, /*channels=*/0};
+            rows,   cols,      stride,   /*channel=*/0, /*channels=*/0,    /*cached=*/false};
   }
 
   // Channels lie in runs of `inner`: short runs share a work item, long ones are cut.
@@ -185,8 +189,7 @@ class Pass {
   // Channels alternate: rows of whole periods, cut into blocks of rows and of whole channels.
   void columns(const Sums<double>& totals) {
     const int64_t period = channels_ * inner_;
-    // An odd number of periods: rows a power of two apart would share a few cache sets.
-    const int64_t repeat = std::min(outer_, kFewColumns / period | 1);
+    const int64_t repeat = std::min(outer_, periods(period));
     const int64_t cols = period * repeat, rows = outer_ / repeat, rest = outer_ % repeat * period;
     // Blocks that begin on a cache line, where the channels allow it.
     const int64_t even = std::lcm(inner_, kLineValues);
@@ -194,6 +197,7 @@ class Pass {
     const int64_t tall = kItem / wide;
     const int64_t row_blocks = (rows + tall - 1) / tall, col_blocks = (cols + wide - 1) / wide;
     const int64_t items = row_blocks * col_blocks + (rest > 0);  // the rest has one block
+    const bool cached = (rows * cols + rest) * itemsize_ <= kCached;
     Scratch<A, kColumns> positive(cols), negative(cols);
     slopes(cols, inner_, positive.data(), negative.data());
     const auto first = [&](int64_t item) { return item % col_blocks * wide / inner_; };
@@ -204,13 +208,24 @@ class Pass {
       const int64_t width = last ? rest : std::min(wide, cols - start);
       alignas(64) A found[2 * kColumns];
       if (sums.data) std::fill_n(found, 2 * width, A(0));
-      kernels_.columns(args((last ? rows : row) * cols + start, start,
-                            last ? 1 : std::min(tall, rows - row), width, cols,
-                            sums.data ? found : nullptr));
+      TriStateRelu a =
+          args((last ? rows : row) * cols + start, start, last ? 1 : std::min(tall, rows - row),
+               width, cols, sums.data ? found : nullptr);
+      a.cached = cached;
+      kernels_.columns(a);
       if (!sums.data) return;
       add_columns(found, width, sums.above(), slots);
       add_columns(found + width, width, sums.below(), slots);
     });
+  }
+
+  // How many of them make a row: one strip, or else enough for a row to be worth its beginning, in
+  // whole steps where these are few.
+  static int64_t periods(int64_t period) {
+    if (kStrip % period == 0) return kStrip / period;
+    const int64_t whole = std::lcm(period, kStep);
+    const int64_t unit = whole <= kColumns ? whole : period;
+    return std::max<int64_t>(1, kFewColumns / unit) * unit / period;
   }
 
   void add_columns(const A* __restrict found, int64_t count, A* __restrict sums,
@@ -243,9 +258,11 @@ class Pass {
   template <class First, class Item>
   void reduce(int64_t items, int64_t slots, const Sums<double>& totals, const First& first,
               const Item& item) const {
-    Scratch<A> scratch(totals.data ? 2 * slots * items : 0);
+    Scratch<A, 4096> scratch(totals.data ? 2 * slots * items : 0);
     const Sums<A> sums{totals.data ? scratch.data() : nullptr, slots};
-    at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+    // A small tensor may have several items, too: a row that is left over, one channel each.
+    const int64_t grain = std::max<int64_t>(1, kGrain * items / (outer_ * channels_ * inner_));
+    at::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         if (sums.data) sums.of_item(i).clear();
         item(i, sums.of_item(i));
@@ -304,14 +321,17 @@ at::Tensor converted(at::Tensor t, at::ScalarType type) {
 template <class A>
 Gradients backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& w,
                    const at::Tensor& d, bool need_x, bool need_gates) {
+  constexpr auto type = c10::CppTypeToScalarType<A>::value;
+  // Small ones first: behind a large one, they keep its memory from being joined with what is free
+  // behind it when it is freed, and the next one then needs new pages.
+  at::Tensor grad_w = need_gates ? new_empty(w.sizes(), type) : new_empty({0}, w.scalar_type());
+  at::Tensor grad_d = need_gates ? new_empty({}, type) : new_empty({0}, d.scalar_type());
   at::Tensor grad_x = need_x ? new_like(x) : new_empty({0}, x.scalar_type());
   Pass<A> pass(x, &grad, need_x ? &grad_x : nullptr, w, d);
   if (!need_gates) {
     if (need_x) pass.run();
-    return {std::move(grad_x), new_empty({0}, w.scalar_type()), new_empty({0}, d.scalar_type())};
+    return {std::move(grad_x), std::move(grad_w), std::move(grad_d)};
   }
-  constexpr auto type = c10::CppTypeToScalarType<A>::value;
-  at::Tensor grad_w = new_empty(w.sizes(), type), grad_d = new_empty({}, type);
   pass.run(grad_w.template mutable_data_ptr<A>(), grad_d.template mutable_data_ptr<A>());
   return {std::move(grad_x), converted(std::move(grad_w), w.scalar_type()),
           converted(std::move(grad_d), d.scalar_type())};

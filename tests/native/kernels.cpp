@@ -105,7 +105,7 @@ void check_select(const SelectKernels& kernels, Random& random) {
 // A: what slopes and sums are computed in.
 template <class T, class A>
 void check_tristate(const TriStateReluKernels& kernels, Random& random) {
-  const int64_t rows = random.between(1, 9), cols = random.between(1, 70);
+  const int64_t rows = random.between(1, 9), cols = random.between(1, random.chance(.5) ? 70 : 300);
   const int64_t stride = cols + random.below(3), size = (rows - 1) * stride + cols;
   const bool columns = random.chance(.5), backward = random.chance(.7);
   const int64_t channels = columns ? cols : random.between(1, rows);
@@ -128,6 +128,7 @@ void check_tristate(const TriStateReluKernels& kernels, Random& random) {
   a.stride = stride;
   a.channel = columns ? 0 : random.below(channels);
   a.channels = channels;
+  a.cached = random.chance(.5);
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t col = 0; col < cols; ++col) {
       const int64_t at = row * stride + col;

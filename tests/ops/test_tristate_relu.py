@@ -23,6 +23,9 @@ SHAPES = [
     (40, 70, 7, 7),  # columns of several to a channel, in several blocks
     (40, 20, 65),  # several runs of every channel in a work item
     (33000, 2),
+    (4500, 48),  # more than the caches hold: row by row
+    (8100, 33),  # rows that end within a vector
+    (270, 1030),
     (2, 3, 7, 9),
     (6, 16, 10, 10),
     (3, 4, 2, 3, 5),
@@ -99,7 +102,21 @@ def test_special_values_are_those_of_the_reference(isa: str) -> None:
                 assert torch.equal(y.signbit() | y.isnan(), want.signbit() | want.isnan())
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 200_000), (500, 3, 70), (3000, 70), (8, 16, 33, 35)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 3, 200_000),
+        (500, 3, 70),
+        (3000, 70),
+        (8, 16, 33, 35),
+        (2049, 16),  # two work items, too small for two threads
+        (4097, 16),  # two, and a row that is left over
+        (1, 3, 11_000),
+        (70_000, 1),
+        (9000, 33),
+        (300, 1030),
+    ],
+)
 def test_same_bits_for_every_number_of_threads(shape: tuple[int, ...], threads: None) -> None:
     x, grad = torch.randn(2, *shape).unbind()
     w, d = gates(shape[1], depth=True)

@@ -5,6 +5,8 @@ namespace resgrow {
 
 using Int = long long;
 
+constexpr int kTriStateColumns = 1024;  // at most; their slopes and sums stay in the nearest cache
+
 // `rows` rows of `cols` values, rows `stride` values apart. With slope = positive where x >= 0 and
 // negative elsewhere: out = slope * x where grad is null, else out = slope * grad. x, grad, out:
 // the table's type; slopes and sums: float64 for float64, else float32.
@@ -18,6 +20,7 @@ struct TriStateRelu {
   Int rows, cols, stride;
   Int channel;   // runs: of the first row; its successors follow in turn
   Int channels;  // runs
+  bool cached;   // columns: the values are in the caches, whose order is not memory's
 };
 
 struct TriStateReluKernels {
