@@ -15,6 +15,7 @@ from resgrow.controller.budget import Budget
 from resgrow.controller.grow import Deepener, Grower, Regrower, Widener
 from resgrow.controller.history import Move, restored, reversals
 from resgrow.controller.logs import Log, rewind
+from resgrow.controller.prices import Prices, prices
 from resgrow.controller.probation import Probation
 from resgrow.controller.recent import Recent
 from resgrow.controller.running import RunningCurvature
@@ -229,6 +230,21 @@ class Controller:
         self._act()
         self._tell(self.history[tried:])
         return next((move for move in reversed(self.history[tried:]) if move.accepted), None)
+
+    def prices(self, by: str | None = None) -> Prices:
+        """What each group's cheapest unit is worth, and the best one that is not there, on the newest batches.
+
+        Args:
+            by: the kind of cost; by default that which is nearest to its limit.
+
+        Raises:
+            ValueError: no step has been made yet.
+        """
+        if not self._recent.batches:
+            raise ValueError("Controller.prices: needs batches (got none); call step with one first")
+        scene = self._scene()
+        ground = self._shop.ground(scene, by or self._currency(), 0.0, self.trust.damping)
+        return prices(self._shop.families, self._growers(), ground)
 
     def compact(self) -> None:
         """Take out of the model, physically, what masks hold back: it trains faster then. Parameters stay the objects

@@ -148,7 +148,7 @@ class Workshop:
     def try_grow(self, scene: Scene, growers: Sequence[Grower], by: str, size: float, damping: float) -> Grown | None:
         """The growth of the largest predicted fall per cost, which is there then; None where nothing can grow or no
         step of what is new lowers the loss."""
-        ground = self._ground(scene, by, size, damping)
+        ground = self.ground(scene, by, size, damping)
         best: tuple[float, Grower, Sprout, Tensor] | None = None
         single = len(growers) == 1
         for grower in growers:
@@ -216,7 +216,7 @@ class Workshop:
         sprout.edit.undo()
         self.families, self.meter = families, meter
 
-    def _ground(self, scene: Scene, by: str, size: float, damping: float) -> Ground:
+    def ground(self, scene: Scene, by: str, size: float, damping: float) -> Ground:
         return Ground(
             self.model,
             self.loss_fn,

@@ -255,6 +255,31 @@ def test_compact_takes_out_what_is_masked_and_goes_on():
     assert not torch.equal(model(x), expected)
 
 
+@pytest.mark.parametrize("unit", ["channel", "weight"])
+def test_prices_tell_what_is_cheapest_and_what_would_bring_most(unit):
+    model, optimizer, ctl = setup(Budget(params=0.6), width=8, unit=unit)
+    with pytest.raises(ValueError, match="needs batches"):
+        ctl.prices()
+    train(model, optimizer, ctl, wave(10))
+    if unit == "weight":
+        mask = torch.ones(8, 8, dtype=torch.bool)
+        mask[:4, 4:6] = False
+        ctl.masks.update({"2.weight": mask})
+    before = numbers(model, optimizer, ctl)
+    prices = ctl.prices()
+    assert same(before, numbers(model, optimizer, ctl))
+    by_group = {price.group: price for price in prices}
+    assert all(price.keeps >= 0 for price in prices)
+    if unit == "weight":
+        assert (by_group["2.weight"].present, by_group["2.weight"].absent) == (56, 8)
+        assert by_group["2.weight"].brings > 0
+        assert by_group["0.weight"].brings is None
+    else:
+        assert [price.present for price in prices] == [8, 8]
+        assert all(price.brings > 0 for price in prices)
+    assert "keeps" in str(prices)
+
+
 def test_bad_input_changes_nothing():
     model = network()
     optimizer = torch.optim.Adam(model.parameters())

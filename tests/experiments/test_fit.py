@@ -93,7 +93,7 @@ def test_history_holds_both_networks_and_the_moves(finished):
     assert sum(summary["moves"].values()) == len(moves) > 0
     # 36 steps: the controller rests for a fifth of them and is done by three fifths.
     assert all(8 <= move["step"] <= 22 for move in moves)
-    assert {"predicted", "actual", "accepted", "params"} <= moves[0].keys()
+    assert {"predicted", "actual", "accepted", "cost"} <= moves[0].keys()
 
 
 def test_twins_are_the_same_network_until_the_first_move(finished):
