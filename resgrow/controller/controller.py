@@ -163,7 +163,9 @@ class Controller:
         self._steps, self._every, self._active = 0, every, False
         self._losses: list[float] = []
         self._probation: Probation | None = None
-        self._failures, self._rest = 0, 0  # of removals on probation: in a row; looks until the next may begin
+        # Of removals on probation: groups of which one unit was too much; how often all were; looks until the next.
+        self._failed: list[str] = []
+        self._failures, self._rest = 0, 0
         self._loss_limit: float | None = None
         generator = torch.Generator(self._device).manual_seed(seed)
         self._shop = Workshop(
@@ -336,8 +338,12 @@ class Controller:
     def _shrink_on_probation(self, scene: Scene, limit: float) -> None:
         """Remove what is cheapest; training decides whether it stays removed."""
         by = self._currency()
+        scene = replace(scene, shrink_resting=frozenset(scene.shrink_resting) | set(self._failed))
         shrunk = self._shop.try_shrink(scene, by, self.trust.fraction * scene.cost[by], self.trust.damping)
         if shrunk is None:
+            if self._failed:  # each group has been tried: all of them again, after a while that doubles every time
+                self._failed, self._failures = [], self._failures + 1
+                self._rest = 2 ** min(self._failures, 6)
             return
         if shrunk.after > limit:
             self._probation = Probation(self._shop.snapshot(), limit)
@@ -355,15 +361,15 @@ class Controller:
         if verdict:
             self._passed()
             return
-        self._failures += 1
-        self._rest = 2 ** min(self._failures, 6)
         removal = next(move for move in reversed(self.history) if move.kind == "shrink")
+        if removal.count == 1:
+            self._failed += removal.where
         self._shop.put_back(snapshot)
         self.trust.refused()
         self.history.append(restored(removal, self._steps, scene.before, self._shop.loss(scene.check), self.cost))
 
     def _passed(self) -> None:
-        self._failures = max(0, self._failures - 1)
+        self._failed, self._failures = [], 0
         self.trust.passed()
 
     def _settled(self, scene: Scene) -> bool:

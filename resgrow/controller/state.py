@@ -19,7 +19,7 @@ from resgrow.surgery.plans import describe, fit, from_json, stored_tensors, to_j
 if TYPE_CHECKING:
     from resgrow.controller.controller import Controller
 
-_NUMBERS = ("_steps", "_every", "_active", "_losses", "_loss_limit", "_targets", "_failures", "_rest")
+_NUMBERS = ("_steps", "_every", "_active", "_losses", "_loss_limit", "_targets", "_failed", "_failures", "_rest")
 
 
 def captured(ctl: Controller) -> dict[str, Any]:
