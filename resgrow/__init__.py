@@ -3,6 +3,7 @@
 from resgrow import nn, ops
 from resgrow.controller import Budget, Controller, Move
 from resgrow.curvature import Growth, curvature
+from resgrow.depth import StochasticDepth, stochastic_depth
 from resgrow.penalties import GateCoefficients, Gates, GroupPenalty
 from resgrow.saliency import Saliency, saliency
 from resgrow.surgery import (
@@ -43,6 +44,7 @@ __all__ = [
     "Move",
     "Profile",
     "Saliency",
+    "StochasticDepth",
     "Swap",
     "compact",
     "curvature",
@@ -59,6 +61,7 @@ __all__ = [
     "saliency",
     "save",
     "settle_gates",
+    "stochastic_depth",
     "swap",
     "swap_activations",
     "unswap",

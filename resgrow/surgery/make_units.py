@@ -1,18 +1,18 @@
 """Which parameters are candidates for removal, and in which units."""
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from resgrow.surgery.channel_units import ChannelUnits
 from resgrow.surgery.count import layer_positions
+from resgrow.surgery.exclude import excluded_parameters
 from resgrow.surgery.forward import AnyInputs
 from resgrow.surgery.groups import coupled
+from resgrow.surgery.residual_ends import found_residuals
 from resgrow.surgery.residual_units import ResidualUnits
-from resgrow.surgery.structure import Group, ResidualBranch, residuals, traced
+from resgrow.surgery.structure import Group
 from resgrow.surgery.units import Units
 from resgrow.surgery.weight_units import BlockUnits, WeightUnits
 
@@ -56,14 +56,19 @@ def make_units(
         TypeError: exclude is one string, example_inputs or the model's output on them are not tensors.
     """
     _check_block(block)
-    excluded = _excluded(model, exclude)
+    excluded = excluded_parameters(model, exclude, "make_units")
     positions = None if example_inputs is None else layer_positions(model, example_inputs)
     if block == "channel":
         found = coupled(model, example_inputs, "make_units")
         groups = [group for group in found if not _producers(model, group) & excluded]
         return ChannelUnits(model, _some(groups, block, exclude), positions)
     if block == "residual":
-        branches = [each for each in _branches(model, example_inputs) if not excluded.intersection(each.parameters)]
+        if example_inputs is None:
+            raise ValueError(
+                "make_units: block='residual' needs example_inputs to follow the model's operations (got none); pass "
+                "one batch of inputs"
+            )
+        _, branches = found_residuals(model, example_inputs, exclude, "make_units")
         return ResidualUnits(model, _some(branches, block, exclude), positions)
     names = _some([name for name in _candidates(model) if name not in excluded], block, exclude)
     if tuple(block) == (1, 1):
@@ -79,17 +84,6 @@ def _some(found: list[T], block: Block, exclude: Sequence[str]) -> list[T]:
             "less, or choose other units"
         )
     return found
-
-
-def _branches(model: nn.Module, example_inputs: AnyInputs | None) -> list[ResidualBranch]:
-    if example_inputs is None:
-        raise ValueError(
-            "make_units: block='residual' needs example_inputs to follow the model's operations (got none); pass one "
-            "batch of inputs"
-        )
-    # With gradients, torch's layers do not take shortcuts that hide their parts.
-    with torch.enable_grad():
-        return residuals(model, traced(model, example_inputs, "make_units"))
 
 
 def _producers(model: nn.Module, group: Group) -> set[str]:
@@ -114,24 +108,3 @@ def _candidates(model: nn.Module) -> list[str]:
         if attribute == "weight" and module in layers:
             names.append(name)
     return names
-
-
-def _excluded(model: nn.Module, exclude: Sequence[str]) -> set[str]:
-    """Names of the excluded parameters."""
-    if isinstance(exclude, str):
-        raise TypeError(
-            f"make_units: exclude must be a sequence of names (got {exclude!r}); write exclude=({exclude!r},)"
-        )
-    parameters = [name for name, _ in model.named_parameters()]
-    modules = [name for name, _ in model.named_modules() if name]
-    excluded: set[str] = set()
-    for pattern in exclude:
-        matching = tuple(f"{name}." for name in modules if fnmatchcase(name, pattern))
-        hits = {name for name in parameters if fnmatchcase(name, pattern)}
-        if not hits and not matching:
-            raise ValueError(
-                f"make_units: exclude must match a parameter or module (got {pattern!r}); names are those of "
-                "model.named_parameters() and model.named_modules()"
-            )
-        excluded |= hits | {name for name in parameters if name.startswith(matching)}
-    return excluded

@@ -19,7 +19,7 @@ from resgrow.surgery.structure.liveness import operation
 from resgrow.surgery.structure.trace import Traced
 
 # The same numbers in another place: reading them is reading what they were.
-_MOVES = frozenset(
+MOVES = frozenset(
     name
     for names in (
         "dropout feature_dropout alpha_dropout clone contiguous alias detach to _to_copy",
@@ -101,7 +101,7 @@ def _terms(addition: Node, branch: Node, order: dict[Node, int]) -> Iterator[tup
 
 
 def _origin(node: Node) -> Node:
-    while operation(node) in _MOVES and len(node.all_input_nodes) == 1:
+    while operation(node) in MOVES and len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]
     return node
 
