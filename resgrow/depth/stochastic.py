@@ -76,7 +76,7 @@ def stochastic_depth(
         )
     model = unwrapped("stochastic_depth", model)
     depth = StochasticDepth(model, Example.of(example_inputs, "stochastic_depth"), float(rate), schedule)
-    depth.per_sample, depth._exclude = per_sample, tuple(exclude)
+    depth.per_sample, depth._exclude = per_sample, exclude
     depth._survival = Survival(0, memory)
     depth._generator.manual_seed(seed)
     depth.refresh()
@@ -115,7 +115,7 @@ class StochasticDepth:
         self.left_out: dict[str, str] = {}
         self.per_sample = False
         self._model, self._example, self._rate, self._schedule = model, example, rate, schedule
-        self._exclude: tuple[str, ...] = ()
+        self._exclude: Sequence[str] = ()
         self._generator = torch.Generator()
         self._survival = Survival(0, 2)
         self._modules: dict[str, nn.Module] = {}
@@ -253,7 +253,8 @@ class StochasticDepth:
         if list(state["rates"].items()) != list(self.rates.items()):
             raise ValueError(
                 "StochasticDepth.load_state_dict: branches and rates must be the same (got "
-                f"{_few(state['rates'])}, here {_few(self.rates)}); bring the model into the structure that it was saved in, and call refresh"
+                f"{_few(state['rates'])}, here {_few(self.rates)}); bring the model into the structure that it was "
+                "saved in, and call refresh"
             )
         survival = Survival.of(state["survival"])
         self._generator.set_state(state["generator"])

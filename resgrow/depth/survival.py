@@ -17,9 +17,9 @@ class Survival:
     """Means of the loss when each of ``size`` parts survived and when it was dropped.
 
     Decisions are made at random beforehand, so the difference of the two means is what the part's absence costs,
-    whatever else goes on. Two things keep its error small. What counts of a loss is how far it is above the level of the losses
-    before, which tells nothing of this step's decisions and takes the fall of the loss out. And steps are forgotten,
-    with weights ``(1 - 1 / memory)^age``, as parts matter more or less in the course of training.
+    whatever else goes on. Two things keep its error small. What counts of a loss is how far it is above the level of
+    the losses before, which tells nothing of this step's decisions and takes the fall of the loss out. And steps are
+    forgotten, with weights ``(1 - 1 / memory)^age``, as parts matter more or less in the course of training.
 
     Attributes:
         counts: int64 ``(2, size)``, all observations so far: of survivals, and of drops.

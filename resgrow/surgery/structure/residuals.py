@@ -23,7 +23,7 @@ MOVES = frozenset(
     name
     for names in (
         "dropout feature_dropout alpha_dropout clone contiguous alias detach to _to_copy",
-        "view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose t movedim",
+        "view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose t numpy_T movedim",
     )
     for name in names.split()
 )
