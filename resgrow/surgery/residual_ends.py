@@ -44,7 +44,8 @@ def residual_ends(model: nn.Module, example: Example, exclude: Sequence[str], op
     """By the branch's path what returns it; None where no module, called once, does. Raises as `found_residuals`."""
     graph, branches = found_residuals(model, example, exclude, op)
     calls = Calls.of(model, graph, example, op)
-    return {
-        branch: None if path is None else End(path, calls.result_shape(path))
-        for branch, path in ends(graph, branches, calls).items()
-    }
+    found: dict[str, End | None] = {}
+    for branch, path in ends(graph, branches, calls).items():
+        call = None if path is None else calls.only(path)
+        found[branch] = None if path is None or call is None else End(path, call.after or ())
+    return found

@@ -289,7 +289,7 @@ def test_samples_one_by_one_learn_more_of_a_step() -> None:
         difference, error = depth.importance()["2"]
         errors.append(error)
         assert difference > 3 * error
-        numbers = depth.table().splitlines()[1].split()
+        numbers = depth.table().replace(",", "").splitlines()[1].split()
         assert int(numbers[2]) + int(numbers[4]) == (8 * 249 if per_sample else 249)
     assert errors[1] < errors[0]
 

@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """Shapes of the first tensor that went in and of the first that came out, if any; ``count``: how many arguments
     there were other than None; ``results``: how many things the module returns in a tuple, 0 for anything else."""
 
@@ -35,7 +35,7 @@ class Calls:
 
     _nodes: dict[str, set[Node]]
     _inputs: tuple[Node, ...]  # the model's own arguments
-    _single: dict[str, _Call]  # modules that are called once
+    _single: dict[str, Call]  # modules that are called once
 
     @classmethod
     def of(cls, model: nn.Module, graph: Traced, example: Example, op: str) -> Calls:
@@ -54,12 +54,13 @@ class Calls:
         call = self._single.get(path)
         return call is not None and path in self._nodes and call.after is not None and not call.results
 
+    def only(self, path: str) -> Call | None:
+        """Of a module that is called once."""
+        return self._single.get(path) if path in self._nodes else None
+
     def keeps_shape(self, path: str) -> bool:
         call = self._single[path]
         return call.before == call.after
-
-    def result_shape(self, path: str) -> Shape:
-        return self._single[path].after or ()
 
     def nodes(self, path: str) -> set[Node]:
         return self._nodes[path]
@@ -80,9 +81,9 @@ def _only(nodes: Iterable[Node]) -> Node | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _single_calls(model: nn.Module, example: Example, op: str) -> dict[str, _Call]:
+def _single_calls(model: nn.Module, example: Example, op: str) -> dict[str, Call]:
     times: Counter[str] = Counter()
-    found: dict[str, _Call] = {}
+    found: dict[str, Call] = {}
     handles = []
 
     def watch(name: str, module: nn.Module) -> None:
@@ -92,7 +93,7 @@ def _single_calls(model: nn.Module, example: Example, op: str) -> dict[str, _Cal
             first = next((each for each in given if isinstance(each, Tensor)), None)
             results = len(made) if isinstance(made, tuple) else 0
             out = made[0] if results else made
-            found[name] = _Call(_shape(first), _shape(out), len(given), results)
+            found[name] = Call(_shape(first), _shape(out), len(given), results)
 
         handles.append(module.register_forward_hook(record, with_kwargs=True))
 

@@ -213,7 +213,7 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
         "selu mish softplus add sub div neg abs exp sqrt pow prelu",
     ),
     (_product, "mul"),
-    (_zeros, "zeros_like"),
+    (_zeros, "zeros_like new_zeros"),
     (_same, "dropout feature_dropout alpha_dropout clone contiguous alias detach to _to_copy"),
     (_moved, "permute transpose t expand unbind select slice chunk split split_with_sizes cat roll flip mean sum"),
     (_reshaped, "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as"),

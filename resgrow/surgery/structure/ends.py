@@ -10,7 +10,8 @@ from torch.fx import Node
 from resgrow.surgery.structure.call import module_paths
 from resgrow.surgery.structure.calls import Calls
 from resgrow.surgery.structure.liveness import operation
-from resgrow.surgery.structure.residuals import MOVES, ResidualBranch
+from resgrow.surgery.structure.needed import MOVES
+from resgrow.surgery.structure.residuals import ResidualBranch
 from resgrow.surgery.structure.trace import Traced
 
 

@@ -16,17 +16,8 @@ from torch.fx import Node
 from resgrow.surgery.structure.branches import zeroed_by
 from resgrow.surgery.structure.call import module_paths, shapes
 from resgrow.surgery.structure.liveness import operation
+from resgrow.surgery.structure.needed import MOVES, needed
 from resgrow.surgery.structure.trace import Traced
-
-# The same numbers in another place: reading them is reading what they were.
-MOVES = frozenset(
-    name
-    for names in (
-        "dropout feature_dropout alpha_dropout clone contiguous alias detach to _to_copy",
-        "view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose t numpy_T movedim",
-    )
-    for name in names.split()
-)
 
 
 @dataclass(frozen=True)
@@ -59,11 +50,11 @@ def residuals(model: nn.Module, graph: Traced) -> list[ResidualBranch]:
         if node.name in graph.stored and graph.stored[node.name] in aliases:
             name = names[id(aliases[graph.stored[node.name]])]
             users.setdefault(name, set()).update(node.users)
-    needed, ends = _needed(graph), zeroed_by(graph, list(aliases))
+    serving, ends = needed(graph), zeroed_by(graph, list(aliases))
     found = []
     for addition, result in _added(graph):
-        inside = frozenset(needed - _needed(graph, without=(addition, result)))
-        own = tuple(name for name in users if users[name] & needed and users[name] & needed <= inside)
+        inside = frozenset(serving - needed(graph, without=(addition, result)))
+        own = tuple(name for name in users if users[name] & serving and users[name] & serving <= inside)
         last = tuple(dict.fromkeys(names[id(aliases[name])] for name in ends(result)))
         if last and set(last) <= set(own):
             found.append(ResidualBranch("", last, own, result, addition, inside))
@@ -117,18 +108,6 @@ def _reads(node: Node, source: Node, order: dict[Node, int]) -> bool:
                 seen.add(each)
                 open_.append(each)
     return False
-
-
-def _needed(graph: Traced, without: tuple[Node, Node] | None = None) -> set[Node]:
-    """Operations that the results are made of; ``without``: one whose reading of another does not count."""
-    open_, seen = list(graph.outputs), set(graph.outputs)
-    while open_:
-        node = open_.pop()
-        for each in node.all_input_nodes:
-            if each not in seen and (node, each) != without:
-                seen.add(each)
-                open_.append(each)
-    return {node for node in seen if node.op != "placeholder"}
 
 
 def _paths(branches: Sequence[ResidualBranch], graph: Traced) -> list[str]:
