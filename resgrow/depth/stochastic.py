@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from resgrow._text import table
+from resgrow.depth.drops import Drops
 from resgrow.depth.survival import Survival
 from resgrow.surgery.forward import AnyInputs, Example
-from resgrow.surgery.residual_ends import residual_ends
+from resgrow.surgery.residual_ends import End, residual_ends
 from resgrow.surgery.wrappers import unwrapped
 
 _SCHEDULES = ("linear", "uniform")
@@ -75,10 +75,9 @@ def stochastic_depth(
             "time); use a single device, or DistributedDataParallel with the hooks on the module inside"
         )
     model = unwrapped("stochastic_depth", model)
-    depth = StochasticDepth(model, Example.of(example_inputs, "stochastic_depth"), float(rate), schedule)
-    depth.per_sample, depth._exclude = per_sample, exclude
-    depth._survival = Survival(0, memory)
-    depth._generator.manual_seed(seed)
+    example = Example.of(example_inputs, "stochastic_depth")
+    drops = Drops(model, per_sample, seed)
+    depth = StochasticDepth(drops, Survival(0, memory), example, float(rate), schedule, exclude)
     depth.refresh()
     if not depth.rates:
         reasons = "; ".join(f"{path}: {why}" for path, why in list(depth.left_out.items())[:4])
@@ -110,39 +109,38 @@ class StochasticDepth:
         per_sample: whether samples are decided on one by one.
     """
 
-    def __init__(self, model: nn.Module, example: Example, rate: float, schedule: str) -> None:
+    def __init__(
+        self,
+        drops: Drops,
+        survival: Survival,
+        example: Example,
+        rate: float,
+        schedule: str,
+        exclude: Sequence[str],
+    ) -> None:
         self.rates: dict[str, float] = {}
         self.left_out: dict[str, str] = {}
-        self.per_sample = False
-        self._model, self._example, self._rate, self._schedule = model, example, rate, schedule
-        self._exclude: Sequence[str] = ()
-        self._generator = torch.Generator()
-        self._survival = Survival(0, 2)
-        self._modules: dict[str, nn.Module] = {}
-        self._handles: list[RemovableHandle] = []
-        self._factors = torch.ones(0, dtype=torch.float64)
-        # Of the last forward pass, until they are observed: which survived, and of which it was decided.
-        self._drawn: tuple[Tensor, Tensor] | None = None
+        self._drops, self._survival, self._example = drops, survival, example
+        self._rate, self._schedule, self._exclude = rate, schedule, exclude
+        # For each branch its last parameters, which keep their names when others go.
+        self._last: list[tuple[str, ...]] = []
+
+    @property
+    def per_sample(self) -> bool:
+        return self._drops.per_sample
 
     @property
     def attached(self) -> bool:
-        return bool(self._handles)
+        return self._drops.attached
 
     def attach(self) -> StochasticDepth:
         """Drop from now on, again after `detach`. Returns the object itself."""
-        if not self.attached and self.rates:
-            self._handles = [self._model.register_forward_pre_hook(_Draw(self), with_kwargs=True)]
-            for number, module in enumerate(self._modules.values()):
-                self._handles.append(module.register_forward_hook(_Scale(self, number)))
+        self._drops.attach()
         return self
 
     def detach(self) -> None:
         """Take all hooks off: the model trains as it is. Statistics stay. Code compiled before keeps all branches."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._drawn = None
-        self._factors.fill_(1)
+        self._drops.detach()
 
     def refresh(self, example_inputs: AnyInputs | None = None) -> None:
         """Look at the model anew, after blocks have been taken out or added. Statistics of branches that are still
@@ -155,8 +153,8 @@ class StochasticDepth:
             ValueError, TypeError: as `stochastic_depth`; nothing has changed then.
         """
         example = self._example if example_inputs is None else Example.of(example_inputs, "stochastic_depth")
-        found = residual_ends(self._model, example, self._exclude, "stochastic_depth")
-        modules: dict[str, nn.Module] = {}
+        found = residual_ends(self._drops.model, example, self._exclude, "stochastic_depth")
+        ends: dict[str, End] = {}
         left_out: dict[str, str] = {}
         batch = example.tensors()[0].shape[0]
         for path, end in found.items():
@@ -165,23 +163,22 @@ class StochasticDepth:
             elif self.per_sample and end.shape[:1] != (batch,):
                 left_out[path] = f"shape {end.shape} of its result does not begin with the {batch} samples"
             else:
-                modules[path] = self._model.get_submodule(end.path)
-        self.detach()
-        known = {path: number for number, path in enumerate(self.rates)}
-        self._survival = self._survival.taken([known.get(path) for path in modules])
-        self._example, self._modules, self.left_out = example, modules, left_out
-        self.rates = dict(zip(modules, _rates(self._rate, self._schedule, len(modules)), strict=True))
-        self._factors = torch.ones(len(modules), dtype=torch.float64)
-        self.attach()
+                ends[path] = end
+        rates = _rates(self._rate, self._schedule, len(ends))
+        known = {last: number for number, last in enumerate(self._last)}
+        self._last = [end.last for end in ends.values()]
+        self._survival = self._survival.taken([known.get(last) for last in self._last])
+        self._example, self.left_out, self.rates = example, left_out, dict(zip(ends, rates, strict=True))
+        self._drops.change([end.path for end in ends.values()], rates)
 
     def decisions(self) -> dict[str, Tensor]:
         """Which branches survived in the last forward pass in training mode: bool, 0-dim, or ``(N,)`` by sample.
 
         Empty before there was one, and after `observe`.
         """
-        if self._drawn is None:
+        if self._drops.drawn is None:
             return {}
-        kept, drawn = self._drawn
+        kept, drawn = self._drops.drawn
         rows = kept if self.per_sample else kept[:, 0]
         return {path: row for path, row, here in zip(self.rates, rows, drawn, strict=True) if here}
 
@@ -195,13 +192,13 @@ class StochasticDepth:
             ValueError: there was no forward pass since the last call, a loss of another shape, NaN or infinity.
                 Nothing has changed then.
         """
-        if self._drawn is None:
+        if self._drops.drawn is None:
             raise ValueError(
                 "StochasticDepth.observe: a forward pass in training mode must come before each call (got none since "
                 "the last); call it after each step. A model compiled before the hooks came does not see them: compile "
                 "it again after torch.compiler.reset()"
             )
-        kept, drawn = self._drawn
+        kept, drawn = self._drops.drawn
         losses = torch.as_tensor(loss).detach().double().cpu()
         wanted = (kept.shape[1],) if self.per_sample else ()
         if losses.shape != wanted:
@@ -212,7 +209,7 @@ class StochasticDepth:
         if not bool(losses.isfinite().all()):
             raise ValueError(f"StochasticDepth.observe: the loss must be finite (got {losses.tolist()}); leave it out")
         self._survival.add(losses.reshape(-1), kept, drawn)
-        self._drawn = None
+        self._drops.drawn = None
 
     def importance(self) -> dict[str, tuple[float, float]]:
         """What each branch is worth: the mean loss without less that with it, and the standard error of that.
@@ -236,10 +233,10 @@ class StochasticDepth:
 
     def state_dict(self) -> dict[str, Any]:
         """Generator, decisions not yet observed, statistics, in plain types and tensors."""
-        drawn = None if self._drawn is None else tuple(each.clone() for each in self._drawn)
+        drawn = None if self._drops.drawn is None else tuple(each.clone() for each in self._drops.drawn)
         return {
             "rates": dict(self.rates),
-            "generator": self._generator.get_state(),
+            "generator": self._drops.generator.get_state(),
             "drawn": drawn,
             "survival": self._survival.state_dict(),
         }
@@ -257,70 +254,13 @@ class StochasticDepth:
                 "saved in, and call refresh"
             )
         survival = Survival.of(state["survival"])
-        self._generator.set_state(state["generator"])
-        self._drawn = None if state["drawn"] is None else tuple(each.clone() for each in state["drawn"])
+        self._drops.generator.set_state(state["generator"])
+        self._drops.drawn = None if state["drawn"] is None else tuple(each.clone() for each in state["drawn"])
         self._survival = survival
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_generator": self._generator.get_state()}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._generator = torch.Generator()
-        self._generator.set_state(state["_generator"])
-
-    @torch.compiler.disable
-    def _draw(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.attached:
-            return
-        samples = _samples(args, kwargs) if self.per_sample else 1
-        rates = torch.tensor(list(self.rates.values()), dtype=torch.float64)[:, None]
-        numbers = torch.rand(len(rates), samples, generator=self._generator, dtype=torch.float64)
-        drawn = torch.tensor([module.training for module in self._modules.values()])
-        kept = (numbers >= rates) | ~drawn[:, None]
-        factors = torch.where(drawn[:, None], kept / (1 - rates), 1.0)
-        self._drawn = kept, drawn
-        factors = factors if self.per_sample else factors[:, 0]
-        device = next(self._model.parameters()).device
-        if self._factors.shape == factors.shape and self._factors.device == device:
-            # Graphs that have been compiled or recorded read this very tensor.
-            self._factors.copy_(factors)
-        else:
-            self._factors = factors.to(device)
-
-
-class _Draw:
-    """Before the model's forward."""
-
-    def __init__(self, depth: StochasticDepth) -> None:
-        self._depth = depth
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module.training:
-            self._depth._draw(args, kwargs)
-
-
-class _Scale:
-    """Behind the module that returns a branch."""
-
-    def __init__(self, depth: StochasticDepth, number: int) -> None:
-        self._depth, self._number = depth, number
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], result: Tensor) -> Tensor | None:
-        if not (module.training and self._depth._model.training):
-            return None
-        factor = self._depth._factors[self._number].to(result.device)
-        if self._depth.per_sample:
-            factor = factor.to(result.dtype).view(-1, *[1] * (result.dim() - 1))
-        return result * factor
-
-
-def _rates(rate: float, schedule: str, count: int) -> Iterator[float]:
-    return (rate * (number / count if schedule == "linear" else 1) for number in range(1, count + 1))
-
-
-def _samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    return next(each.shape[0] for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
+def _rates(rate: float, schedule: str, count: int) -> list[float]:
+    return [rate * (number / count if schedule == "linear" else 1) for number in range(1, count + 1)]
 
 
 def _text(value: float) -> str:

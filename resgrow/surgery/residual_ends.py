@@ -18,10 +18,14 @@ from resgrow.surgery.structure.trace import Traced
 
 @dataclass(frozen=True)
 class End:
-    """The module at ``path`` returns a tensor of this shape on the example: a branch, or what that is a multiple of."""
+    """The module at ``path`` returns a tensor of this shape on the example: a branch, or what that is a multiple of.
+
+    ``last``: names of the parameters in which the branch ends.
+    """
 
     path: str
     shape: tuple[int, ...]
+    last: tuple[str, ...]
 
 
 def found_residuals(
@@ -45,7 +49,9 @@ def residual_ends(model: nn.Module, example: Example, exclude: Sequence[str], op
     graph, branches = found_residuals(model, example, exclude, op)
     calls = Calls.of(model, graph, example, op)
     found: dict[str, End | None] = {}
-    for branch, path in ends(graph, branches, calls).items():
+    modules = ends(graph, branches, calls)
+    for branch in branches:
+        path = modules[branch.path]
         call = None if path is None else calls.only(path)
-        found[branch] = None if path is None or call is None else End(path, call.after or ())
+        found[branch.path] = None if path is None or call is None else End(path, call.after or (), branch.last)
     return found

@@ -320,6 +320,24 @@ def test_surgery_takes_a_branch_out_and_the_others_go_on() -> None:
     assert depth.importance()["layer3.2"][1] == float("inf")
 
 
+def test_statistics_stay_with_a_branch_whose_name_becomes_its_modules() -> None:
+    """Where a layer loses one of two branches, the other is all that it has."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True)).double().train()
+    x = torch.randn(3, 7, 8, dtype=torch.float64)
+    depth = stochastic_depth(model, x, rate=0.5)
+    assert list(depth.rates) == ["0.self_attn", "0.linear2"]
+    for number in range(9):
+        model(x)
+        depth.observe(float(number % 3))
+    before = depth.importance()["0.linear2"]
+    units = resgrow.surgery.make_units(model, "residual", example_inputs=x)
+    resgrow.surgery.Masks(model, units.to_masks([torch.tensor([False]), torch.tensor([True])])).apply()
+    resgrow.compact(model, x, inplace=True)
+    depth.refresh()
+    assert depth.importance() == {"0": before}
+
+
 class Between(nn.Module):
     """Two branches, one of which ends in what no module returns."""
 

@@ -114,12 +114,11 @@ def _paths(branches: Sequence[ResidualBranch], graph: Traced) -> list[str]:
     bases = [_base(each, graph) for each in branches]
     paths = []
     for base, branch in zip(bases, branches, strict=True):
-        rivals = [
-            other
+        crowded = not base or any(
+            other == base if branch.addition in each.inside else other[: len(base)] == base
             for other, each in zip(bases, branches, strict=True)
-            if each is not branch and each.addition not in branch.inside and branch.addition not in each.inside
-        ]
-        crowded = not base or any(other[: len(base)] == base for other in rivals)
+            if each is not branch and each.addition not in branch.inside
+        )
         tail = branch.last[-1].split(".")[len(base) :]
         paths.append(".".join([*base, *tail[:1]] if crowded else base))
     return [
