@@ -3,6 +3,7 @@
 from resgrow import nn, ops
 from resgrow.controller import Budget, Controller, Move, Trust
 from resgrow.curvature import Growth, curvature
+from resgrow.depth import StochasticDepth, stochastic_depth
 from resgrow.penalties import GateCoefficients, Gates, GroupPenalty
 from resgrow.ripple import LayerRipple, Ripple, ripple
 from resgrow.saliency import Saliency, saliency
@@ -46,6 +47,7 @@ __all__ = [
     "Profile",
     "Ripple",
     "Saliency",
+    "StochasticDepth",
     "Swap",
     "Trust",
     "compact",
@@ -64,6 +66,7 @@ __all__ = [
     "saliency",
     "save",
     "settle_gates",
+    "stochastic_depth",
     "swap",
     "swap_activations",
     "unswap",

@@ -1,7 +1,7 @@
 """Networks and layers of the project."""
 
 from resgrow.nn.block_sparse import BlockSparseConv2d, BlockSparseLinear
-from resgrow.nn.constants import Shift, Zero
+from resgrow.nn.constants import Shift, Zero, Zeros
 from resgrow.nn.fused import FusedConv2d, FusedLinear
 from resgrow.nn.lenet import lenet5
 from resgrow.nn.pooled import PooledConv2d
@@ -22,6 +22,7 @@ __all__ = [
     "Shift",
     "TriStateReLU",
     "Zero",
+    "Zeros",
     "lenet5",
     "resnet",
 ]

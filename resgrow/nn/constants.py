@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -33,3 +35,34 @@ class Zero(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
+
+
+class Zeros(nn.Module):
+    """`Zero` in the place of a module that takes more than a tensor, returns more, or changes a size.
+
+    Zeros are like the first tensor among its arguments.
+
+    Args:
+        results: how many things it returns in a tuple, None behind the first; 0: the zeros alone.
+        features: their size along ``dim``; None: that of the argument.
+    """
+
+    # What torch's encoder layers ask of their attention, to run it without shortcuts.
+    batch_first, in_proj_bias = True, None
+
+    def __init__(self, results: int = 0, features: int | None = None, dim: int = -1) -> None:
+        super().__init__()
+        self.results, self.features, self.dim = results, features, dim
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x = next(each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
+        zeros = torch.zeros_like(x)
+        if self.features is not None:
+            shape = list(x.shape)
+            shape[self.dim] = self.features
+            zeros = x.new_zeros(shape)
+        return (zeros, *[None] * (self.results - 1)) if self.results else zeros
+
+    def extra_repr(self) -> str:
+        sizes = "" if self.features is None else f"features={self.features}, dim={self.dim}"
+        return ", ".join(filter(None, (f"results={self.results}" if self.results else "", sizes)))

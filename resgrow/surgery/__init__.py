@@ -15,6 +15,7 @@ from resgrow.surgery.masks import Masks
 from resgrow.surgery.merge import Merged, MergeRow, merge_linear
 from resgrow.surgery.profile import Comparison, LayerProfile, Profile, profile
 from resgrow.surgery.prune import prune
+from resgrow.surgery.residual_units import ResidualUnits
 from resgrow.surgery.speed import Speed, measure
 from resgrow.surgery.storage import load, load_extra, save
 from resgrow.surgery.swap import swap, unswap
@@ -36,6 +37,7 @@ __all__ = [
     "MergeRow",
     "Merged",
     "Profile",
+    "ResidualUnits",
     "Speed",
     "Swap",
     "SwapRow",

@@ -22,6 +22,7 @@ from resgrow.surgery.structure import (
     traced,
 )
 from resgrow.surgery.structure.bypass import Bypass
+from resgrow.surgery.structure.heads import adapted
 from resgrow.surgery.structure.trace import Traced
 from resgrow.surgery.wrappers import unwrapped
 
@@ -50,7 +51,8 @@ def compact(
     Layers and blocks go whole where nothing is left of them. A residual block whose branch gives zero, or the same
     whatever its input, becomes what its shortcut is: `torch.nn.Identity`, or some of its children in a row, under their
     names; a constant that is not zero lives on in a `resgrow.nn.Shift`. A branch that other code adds to something
-    becomes a `resgrow.nn.Zero` where it keeps the shape of its input.
+    becomes a `resgrow.nn.Zero` where it keeps the shape of its input, or `resgrow.nn.Zeros`, which also stand for
+    attention; what only these read goes, too.
 
     Zeros count however they came about: masks of channels, of blocks, or of single weights. Only layers and blocks do
     not go for a scale that is zero (the gain of a norm, a parameter that multiplies), with which many residual blocks
@@ -113,7 +115,7 @@ def _shrink(edit: Edit, example: Example, expected: Sequence[Tensor], round_to: 
     fixed: set[str] = set()
     while True:
         graph = traced(edit.model, example, "compact")
-        found = [each for each in bypasses(edit.model, graph, example, "compact") if each.path not in fixed]
+        found = bypasses(edit.model, graph, example, "compact", fixed)
         if found:
             fixed |= _bypass(edit, found, example, expected)
             continue
@@ -135,12 +137,21 @@ def _bypass(edit: Edit, found: Sequence[Bypass], example: Example, expected: Seq
     for each in found:
         parameters = list(edit.model.get_submodule(each.path).parameters())
         edit.replace(each.path, each.make, beside=parameters[-1])
+        _run_by_parts(edit, each.path.rpartition(".")[0])
     if _same(edit, example, expected):
         return set()
     edit.undo(mark)
     if len(found) == 1:
         return {found[0].path}
     return {path for each in found for path in _bypass(edit, [each], example, expected)}
+
+
+def _run_by_parts(edit: Edit, path: str) -> None:
+    """torch's fused encoder layer wants all of its layers to be there."""
+    module = edit.model.get_submodule(path)
+    attention = module.self_attn if isinstance(module, nn.TransformerEncoderLayer) else None
+    if type(attention) is nn.MultiheadAttention:
+        edit.set_attributes(f"{path}.self_attn", adapted(attention, attention.num_heads, attention.num_heads))
 
 
 def _same(edit: Edit, example: Example, expected: Sequence[Tensor]) -> bool:

@@ -22,6 +22,7 @@ from resgrow.nn import (
     Shift,
     TriStateReLU,
     Zero,
+    Zeros,
 )
 
 
@@ -121,6 +122,7 @@ ROWS: dict[str, Row] = {
     "Identity": Row(nn.Identity),
     "Shift": Row(Shift, ("shape",), make=lambda shape: Shift(torch.zeros(shape))),
     "Zero": Row(Zero),
+    "Zeros": Row(Zeros, ("results", "features", "dim")),
     "BlockSparseConv2d": Row(
         BlockSparseConv2d,
         ("block", "stride", "padding", "dilation", "groups"),

@@ -1,19 +1,24 @@
 """Which parameters are candidates for removal, and in which units."""
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from torch import nn
 
 from resgrow.surgery.channel_units import ChannelUnits
 from resgrow.surgery.count import layer_positions
+from resgrow.surgery.exclude import excluded_parameters
 from resgrow.surgery.forward import AnyInputs
 from resgrow.surgery.groups import coupled
+from resgrow.surgery.residual_ends import found_residuals
+from resgrow.surgery.residual_units import ResidualUnits
 from resgrow.surgery.structure import Group
 from resgrow.surgery.units import Units
 from resgrow.surgery.weight_units import BlockUnits, WeightUnits
 
 Block = tuple[int, int] | str
+T = TypeVar("T")
+_NAMED = ("channel", "residual")
 
 
 def make_units(
@@ -27,45 +32,58 @@ def make_units(
     Args:
         model: any module. For channels `nn.Sequential`, `resgrow.nn.ResNet` (those inside its blocks), or any model
             that ``torch.export`` can follow on example_inputs.
-        block: (1, 1) for single weights, (bo, bi) for blocks of output by input channels, "channel" for channels.
+        block: (1, 1) for single weights, (bo, bi) for blocks of output by input channels, "channel" for channels,
+            "residual" for residual branches.
             Weights and blocks are those of all Conv2d and Linear layers. Channels are whatever can be removed in one
             piece: of models that are followed also those of residual streams and concatenations, neurons, whole
-            groups of grouped convolutions, and attention heads.
+            groups of grouped convolutions, and attention heads. A residual branch is what is added to the very values
+            that it is computed from, whatever comes behind the addition, of any model that ``torch.export`` can follow:
+            see `ResidualUnits`. It has to end in parameters which, zero, make it zero and which nothing else reads.
         exclude: names of parameters or modules, or fnmatch patterns of either; a module stands for all in it.
             Excluded weights and blocks stay; of an excluded layer the output channels stay, with all that is coupled
             to them, while its inputs follow what the layers before it lose. A norm or a bias by itself keeps no
-            channel.
+            channel. Branches with anything excluded inside stay.
         example_inputs: a tensor or the sequence of the model's arguments; the model is run on it in evaluation mode.
-            Needed for costs in MACs, and for channels of models other than `nn.Sequential` and `resgrow.nn.ResNet`.
+            Needed for costs in MACs, for residual branches, and for channels of models other than `nn.Sequential` and
+            `resgrow.nn.ResNet`.
             MACs are those of Conv2d and Linear layers that are called as modules; other parameters count 0, such as
             those of transposed convolutions, of `nn.MultiheadAttention` and of any weight that the model's own code
             multiplies with.
 
     Raises:
-        ValueError: a bad block, an exclude that matches nothing, nothing left to remove, bad example_inputs, channels
-            of a model that needs example_inputs without them, ``torch.export`` cannot follow the model.
+        ValueError: a bad block, an exclude that matches nothing, nothing left to remove, bad example_inputs, none where
+            they are needed, ``torch.export`` cannot follow the model.
         TypeError: exclude is one string, example_inputs or the model's output on them are not tensors.
     """
     _check_block(block)
-    excluded = _excluded(model, exclude)
+    excluded = excluded_parameters(model, exclude, "make_units")
     positions = None if example_inputs is None else layer_positions(model, example_inputs)
-    groups: list[Group] = []
-    names: list[str] = []
     if block == "channel":
         found = coupled(model, example_inputs, "make_units")
         groups = [group for group in found if not _producers(model, group) & excluded]
-    else:
-        names = [name for name in _candidates(model) if name not in excluded]
-    if not groups and not names:
-        raise ValueError(
-            f"make_units: nothing is left to remove with block={block!r} (got exclude={list(exclude)}); exclude less, "
-            "or choose other units"
-        )
-    if block == "channel":
-        return ChannelUnits(model, groups, positions)
+        return ChannelUnits(model, _some(groups, block, exclude), positions)
+    if block == "residual":
+        if example_inputs is None:
+            raise ValueError(
+                "make_units: block='residual' needs example_inputs to follow the model's operations (got none); pass "
+                "one batch of inputs"
+            )
+        _, branches = found_residuals(model, example_inputs, exclude, "make_units")
+        return ResidualUnits(model, _some(branches, block, exclude), positions)
+    names = _some([name for name in _candidates(model) if name not in excluded], block, exclude)
     if tuple(block) == (1, 1):
         return WeightUnits(model, names, positions)
     return BlockUnits(model, names, (int(block[0]), int(block[1])), positions)
+
+
+def _some(found: list[T], block: Block, exclude: Sequence[str]) -> list[T]:
+    if not found:
+        rule = ", as a branch has to be added to what it reads" if block == "residual" else ""
+        raise ValueError(
+            f"make_units: nothing is left to remove with block={block!r}{rule} (got exclude={list(exclude)}); exclude "
+            "less, or choose other units"
+        )
+    return found
 
 
 def _producers(model: nn.Module, group: Group) -> set[str]:
@@ -75,11 +93,11 @@ def _producers(model: nn.Module, group: Group) -> set[str]:
 
 
 def _check_block(block: Block) -> None:
-    if block == "channel":
+    if block in _NAMED:
         return
     sizes = tuple(block) if isinstance(block, tuple | list) else ()
     if len(sizes) != 2 or not all(type(size) is int and size >= 1 for size in sizes):
-        raise ValueError(f"make_units: block must be (bo, bi) with bo, bi >= 1, or 'channel' (got {block!r})")
+        raise ValueError(f"make_units: block must be (bo, bi) with bo, bi >= 1, or one of {_NAMED} (got {block!r})")
 
 
 def _candidates(model: nn.Module) -> list[str]:
@@ -90,24 +108,3 @@ def _candidates(model: nn.Module) -> list[str]:
         if attribute == "weight" and module in layers:
             names.append(name)
     return names
-
-
-def _excluded(model: nn.Module, exclude: Sequence[str]) -> set[str]:
-    """Names of the excluded parameters."""
-    if isinstance(exclude, str):
-        raise TypeError(
-            f"make_units: exclude must be a sequence of names (got {exclude!r}); write exclude=({exclude!r},)"
-        )
-    parameters = [name for name, _ in model.named_parameters()]
-    modules = [name for name, _ in model.named_modules() if name]
-    excluded: set[str] = set()
-    for pattern in exclude:
-        matching = tuple(f"{name}." for name in modules if fnmatchcase(name, pattern))
-        hits = {name for name in parameters if fnmatchcase(name, pattern)}
-        if not hits and not matching:
-            raise ValueError(
-                f"make_units: exclude must match a parameter or module (got {pattern!r}); names are those of "
-                "model.named_parameters() and model.named_modules()"
-            )
-        excluded |= hits | {name for name in parameters if name.startswith(matching)}
-    return excluded

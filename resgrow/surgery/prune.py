@@ -37,14 +37,16 @@ def prune(
             the Conv2d and Linear weights that are not excluded; for channels all that the channels cover. The smallest
             number of units that reaches the share goes.
         block: (1, 1) for single weights, (bo, bi) for blocks, "channel" for channels with all that is coupled (also
-            attention heads and neurons, see `make_units`).
+            attention heads and neurons), "residual" for residual branches; see `make_units`. Of a branch the scores of
+            its last parameters count.
         scope: "global" ranks all units together; "layer" removes the share from each weight (or set of coupled
-            channels) by itself, all channels but one at most.
+            channels) by itself, all channels but one at most; not for residual branches, which go or stay.
         exclude: names or fnmatch patterns of parameters or modules to leave alone, see `make_units`.
         cost: "params", or "macs" (multiply-accumulates per sample): weights that are used at many positions then go
             sooner.
-        example_inputs: a batch for the model, which is run on it in evaluation mode. Needed for "macs", and for
-            channels of models other than `nn.Sequential` and `resgrow.nn.ResNet`: any that ``torch.export`` can follow.
+        example_inputs: a batch for the model, which is run on it in evaluation mode. Needed for "macs", for residual
+            branches, and for channels of models other than `nn.Sequential` and `resgrow.nn.ResNet`: any that
+            ``torch.export`` can follow.
         compensate: correct the surviving weights by ``scores.compensation`` where the scores have one; False leaves
             them as they are. Biases are not corrected.
 
@@ -65,7 +67,12 @@ def prune(
         raise ValueError(f"prune: cost must be 'params' or 'macs' (got {cost!r})")
     if cost == "macs" and example_inputs is None:
         raise ValueError("prune: cost='macs' needs example_inputs (got none); pass one batch of inputs")
-    units = make_units(model, block, exclude, example_inputs if cost == "macs" or block == "channel" else None)
+    if block == "residual" and scope == "layer":
+        raise ValueError(
+            "prune: scope='layer' takes a share of each group, and a residual branch goes or stays as a whole (got "
+            "block='residual'); use scope='global'"
+        )
+    units = make_units(model, block, exclude, example_inputs if cost == "macs" or isinstance(block, str) else None)
     summed = units.scores(scores)
     if scope == "global":
         keep = units.select(summed, round(sparsity * units.total(by=cost)), by=cost)

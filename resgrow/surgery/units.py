@@ -18,7 +18,7 @@ _TINY_COST = 1e-12
 
 
 class Units(ABC):
-    """Common interface of `WeightUnits`, `BlockUnits` and `ChannelUnits`; made by `make_units`.
+    """Common interface of `WeightUnits`, `BlockUnits`, `ChannelUnits` and `ResidualUnits`; made by `make_units`.
 
     Attributes:
         parameters: names of the parameters whose elements the units cover.

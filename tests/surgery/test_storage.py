@@ -9,7 +9,7 @@ from stored import assert_same
 from surgery_nets import convnet, saliency_like, small_resnet
 from torch import nn
 
-from resgrow.nn import BlockSparseConv2d, BlockSparseLinear, Residual, Shift, TriStateReLU, Zero
+from resgrow.nn import BlockSparseConv2d, BlockSparseLinear, Residual, Shift, TriStateReLU, Zero, Zeros
 from resgrow.surgery import compact, load, load_extra, prune, save
 from resgrow.surgery.layer_table import ROWS
 
@@ -81,6 +81,7 @@ def test_every_row_survives_a_round_trip_with_uncommon_arguments(tmp_path: Path)
         sparse(nn.Linear(5, 7).requires_grad_(False), (2, 2)),
         Residual(nn.Identity()),
         Zero(),
+        Zeros(2, 6, -1),
         Shift(torch.randn(4, 1, 1)),
     ]
     model = nn.Sequential(*layers, *convnet(), small_resnet())

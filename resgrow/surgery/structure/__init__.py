@@ -6,12 +6,14 @@ from resgrow.surgery.structure.dead import absorb, dead
 from resgrow.surgery.structure.edit import Edit
 from resgrow.surgery.structure.groups import Group, Place, Structure, structure, structure_of
 from resgrow.surgery.structure.remove import mask, remove
+from resgrow.surgery.structure.residuals import ResidualBranch, residuals
 from resgrow.surgery.structure.trace import traced
 
 __all__ = [
     "Edit",
     "Group",
     "Place",
+    "ResidualBranch",
     "Structure",
     "absorb",
     "bypasses",
@@ -19,6 +21,7 @@ __all__ = [
     "dead",
     "mask",
     "remove",
+    "residuals",
     "structure",
     "structure_of",
     "traced",

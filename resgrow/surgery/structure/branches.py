@@ -6,7 +6,7 @@ leads straight to the block's input, the other is the end of a branch; its last 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,8 +66,16 @@ def last_parameters(graph: Traced, parameters: Sequence[str]) -> Branches:
     return Branches(list(dict.fromkeys(last or [])), [], list(dict.fromkeys(walk.dead_ends)))
 
 
+def zeroed_by(graph: Traced, parameters: Sequence[str]) -> Callable[[Node], tuple[str, ...]]:
+    """For any value of a model: which parameters, zero, make it zero, whether they would learn then or not; () where
+    there are none."""
+    walk = _Walk(graph, parameters, learning=False)
+    return lambda node: tuple(dict.fromkeys(walk.end(node) or ()))
+
+
 class _Walk:
-    def __init__(self, graph: Traced, parameters: Sequence[str]) -> None:
+    def __init__(self, graph: Traced, parameters: Sequence[str], learning: bool = True) -> None:
+        self.learning = learning
         self.names = {key: name for key, name in graph.stored.items() if name in set(parameters)}
         self.source = next((node for node in graph.inputs if isinstance(node.meta.get("val"), Tensor)), None)
         self.live = set(graph.inputs)
@@ -107,7 +115,7 @@ class _Walk:
         elif name == "mul" and len(inputs) == 2:
             # A parameter that scales comes before what it scales.
             found = next(filter(None, (self.end(each) for each in sorted(inputs, key=self.live.__contains__))), None)
-        elif name == "getitem" or (len(inputs) == 1 and _keeps_zero(node)):
+        elif name == "getitem" or (len(inputs) == 1 and _keeps_zero(node, self.learning)):
             found = self.end(inputs[0])
         if found is None:
             self.dead_ends.append(name)
@@ -128,8 +136,8 @@ def _name(node: Node) -> str:
     return str(name).removesuffix("_")
 
 
-def _keeps_zero(node: Node) -> bool:
-    """Whether an operation sends zeros to zeros, with a gradient there. ReLU has none at zero."""
+def _keeps_zero(node: Node, learning: bool) -> bool:
+    """Whether an operation sends zeros to zeros; if asked for, with a gradient there. ReLU has none at zero."""
     value = node.all_input_nodes[0].meta.get("val")
     target: Any = node.target
     if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -142,6 +150,8 @@ def _keeps_zero(node: Node) -> bool:
             results = [result] if isinstance(result, Tensor) else list(result)
             if any(bool(each.any()) for each in results):
                 return False
+            if not learning:
+                return True
             (grad,) = torch.autograd.grad([each.sum() for each in results], zeros)
         except (RuntimeError, TypeError, NotImplementedError):
             return False

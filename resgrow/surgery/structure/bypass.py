@@ -7,17 +7,18 @@ row. A branch in the middle of other code gives a constant, and what only that r
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
 from torch import Tensor, nn
 from torch.fx import Node
 
-from resgrow.nn.constants import Shift, Zero
+from resgrow.nn.constants import Shift, Zero, Zeros
 from resgrow.surgery.forward import Example
-from resgrow.surgery.structure.calls import Calls
+from resgrow.surgery.structure.calls import Call, Calls
 from resgrow.surgery.structure.liveness import Liveness, liveness, operation
+from resgrow.surgery.structure.needed import MOVES, SHAPE_ONLY, needed
 from resgrow.surgery.structure.trace import Traced
 
 Make = Callable[[nn.Module], nn.Module]
@@ -49,12 +50,16 @@ class _Link:
     source: Node
 
 
-def bypasses(model: nn.Module, graph: Traced, example: Example, op: str) -> list[Bypass]:
+def bypasses(model: nn.Module, graph: Traced, example: Example, op: str, fixed: Collection[str] = ()) -> list[Bypass]:
     """The largest modules that can be replaced, none inside another. The model itself stays.
 
     The outputs remain what they are where the model's code does no more with a module than to call it.
+
+    Args:
+        fixed: paths of modules that have to stay themselves.
     """
-    search = _Search(liveness(model, graph), Calls.of(model, graph, example, op))
+    spare = needed(graph) - needed(graph, but=SHAPE_ONLY)
+    search = _Search(liveness(model, graph), Calls.of(model, graph, example, op), spare, fixed)
     return list(search.inside("", model))
 
 
@@ -62,36 +67,47 @@ def bypasses(model: nn.Module, graph: Traced, example: Example, op: str) -> list
 class _Search:
     alive: Liveness
     calls: Calls
+    spare: Collection[Node]  # of which only zeros are made
+    fixed: Collection[str]
 
     def inside(self, path: str, module: nn.Module) -> Iterator[Bypass]:
         for name, child in module.named_children():
             inner = f"{path}.{name}" if path else name
             if not _has_parameters(child) or _is_settled(child):
                 continue
-            make = self._make(inner, child) if self.calls.plain(inner) else None
+            call = None if inner in self.fixed else self.calls.only(inner)
+            make = None if call is None else self._make(inner, child, call)
             if make is not None:
                 yield Bypass(inner, make)
             else:
                 yield from self.inside(inner, child)
 
-    def _make(self, path: str, module: nn.Module) -> Make | None:
+    def _make(self, path: str, module: nn.Module, call: Call) -> Make | None:
         made = self.calls.output(path)
         if made is None:
             return None
+        same = self.calls.plain(path) and self.calls.keeps_shape(path)
+        if made in self.spare:
+            return _nothing if same else _zeros(call)
         constant = self.alive.known.get(self.alive.root(made))
         if constant is not None:
-            return _constant(constant) if self.calls.keeps_shape(path) else None
-        inside = self.calls.nodes(path)
-        if all(operation(user) == "zeros_like" for user in made.users if user not in inside):
-            # Only a `Zero` reads it, which wants nothing but a shape.
-            return _nothing if self.calls.keeps_shape(path) else None
-        links = self._links(path, module, made)
+            if same:
+                return _constant(constant)
+            return _zeros(call) if self._is_left_out(made) and bool((constant == 0).all()) else None
+        links = self._links(path, module, made) if self.calls.plain(path) else None
         kept = {link.name for link in links or ()}
         if links is None or not any(
             _has_parameters(child) for name, child in module.named_children() if name not in kept
         ):
             return None
         return lambda old: _joined(old, links)
+
+    def _is_left_out(self, made: Node) -> bool:
+        """Whether nothing is done with a value of zero than to add it to others."""
+        moved = [node for node in made.users if operation(node) in MOVES]
+        others = [node for node in made.users if node not in moved]
+        added = all(operation(node) == "add" and node in self.alive.same for node in others)
+        return added and all(self._is_left_out(node) for node in moved)
 
     def _links(self, path: str, module: nn.Module, made: Node) -> list[_Link] | None:
         """What is left of a module, if that is some of its children in a row."""
@@ -132,7 +148,7 @@ class _Search:
 def _is_settled(module: nn.Module) -> bool:
     """Whether it is what a constant branch has become."""
     parts = [module, *module.modules()] if isinstance(module, nn.Sequential) else [module]
-    return all(isinstance(part, nn.Sequential | Shift | Zero) for part in parts)
+    return all(isinstance(part, nn.Sequential | Shift | Zero | Zeros) for part in parts)
 
 
 def _has_parameters(module: nn.Module) -> bool:
@@ -141,6 +157,17 @@ def _has_parameters(module: nn.Module) -> bool:
 
 def _nothing(old: nn.Module) -> nn.Module:
     return nn.Sequential() if type(old) is nn.Sequential else nn.Identity()
+
+
+def _zeros(call: Call) -> Make | None:
+    """For what cannot be a `Zero`; None where more than one size changes."""
+    if call.before is None or call.after is None or len(call.before) != len(call.after):
+        return None
+    changed = [dim for dim, sizes in enumerate(zip(call.before, call.after, strict=True)) if sizes[0] != sizes[1]]
+    if not changed:
+        return lambda old: Zeros(call.results)
+    (dim, *more), after = changed, call.after
+    return None if more or dim == 0 else lambda old: Zeros(call.results, after[dim], dim - len(after))
 
 
 def _shift(value: Tensor) -> Make | None:

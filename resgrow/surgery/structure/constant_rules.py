@@ -154,6 +154,14 @@ def _normed(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     return each("weight", 1.0), each("bias", 0.0), centred
 
 
+def _standardised(call: Call) -> Known:
+    """Over dimensions of a sample: known where all of these are."""
+    if bool(call.arguments["input"].values.isnan().any()):
+        return Known(call.shape, torch.full([1] * len(call.shape), torch.nan, dtype=torch.float64))
+    known: Known = _moved(call)
+    return known
+
+
 def _gated(call: Call) -> Known:
     """``tristate_relu``: what a closed gate gives is zero whatever comes."""
     x, w, d = (call.arguments[name] for name in ("x", "w", "d"))
@@ -213,7 +221,7 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
         "selu mish softplus add sub div neg abs exp sqrt pow prelu",
     ),
     (_product, "mul"),
-    (_zeros, "zeros_like"),
+    (_zeros, "zeros_like new_zeros"),
     (_same, "dropout feature_dropout alpha_dropout clone contiguous alias detach to _to_copy"),
     (_moved, "permute transpose t expand unbind select slice chunk split split_with_sizes cat roll flip mean sum"),
     (_reshaped, "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as"),
@@ -224,6 +232,7 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     ),
     (_padded, "pad constant_pad_nd"),
     (_batch_norm, "batch_norm"),
+    (_standardised, "layer_norm group_norm rms_norm"),
     (_gated, "tristate_relu"),
     (_convolution, "conv1d conv2d conv3d"),
     (_transposed, "conv_transpose1d conv_transpose2d conv_transpose3d"),
