@@ -12,7 +12,7 @@ Stopwatch = Callable[[Callable[[], object]], float]
 
 _FINE = 1e-6  # seconds
 _IN_A_ROW = 8
-# Rounds fill about this many seconds, within limits: a median needs some, and no call is worth more.
+# What rounds fill by default, and their limits: a median needs some, and no call is worth more.
 _SECONDS = 0.3
 _ROUNDS = (7, 41)
 
@@ -31,8 +31,12 @@ def stopwatch(device: torch.device) -> Stopwatch:
     return time
 
 
-def medians(calls: Sequence[Callable[[], object]], seconds_of: Stopwatch) -> list[float]:
-    """Median seconds of each, in rounds that call all of them: what else the machine does falls on all alike."""
+def medians(calls: Sequence[Callable[[], object]], seconds_of: Stopwatch, patience: float = _SECONDS) -> list[float]:
+    """Median seconds of each, in rounds that call all of them: what else the machine does falls on all alike.
+
+    Args:
+        patience: seconds that the rounds fill, within limits.
+    """
     times: list[list[float]] = [[] for _ in calls]
 
     def play() -> float:
@@ -42,7 +46,7 @@ def medians(calls: Sequence[Callable[[], object]], seconds_of: Stopwatch) -> lis
 
     play()  # the first calls also plan and allocate
     least, most = _ROUNDS
-    rounds = max(least, min(most, int(_SECONDS / play())))
+    rounds = max(least, min(most, int(patience / play())))
     for _ in range(rounds - 1):
         play()
     return [median(taken[1:]) for taken in times]

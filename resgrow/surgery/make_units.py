@@ -1,14 +1,15 @@
 """Which parameters are candidates for removal, and in which units."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
 from resgrow.surgery.channel_units import ChannelUnits
 from resgrow.surgery.count import layer_positions
-from resgrow.surgery.forward import AnyInputs
+from resgrow.surgery.forward import AnyInputs, Example
 from resgrow.surgery.groups import coupled
+from resgrow.surgery.latency import ModelLatency
 from resgrow.surgery.structure import Group
 from resgrow.surgery.units import Units
 from resgrow.surgery.weight_units import BlockUnits, WeightUnits
@@ -37,6 +38,7 @@ def make_units(
             channel.
         example_inputs: a tensor or the sequence of the model's arguments; the model is run on it in evaluation mode.
             Needed for costs in MACs, and for channels of models other than `nn.Sequential` and `resgrow.nn.ResNet`.
+            Also for costs in milliseconds, which are those of this batch; layers are measured when these are asked for.
             MACs are those of Conv2d and Linear layers that are called as modules; other parameters count 0, such as
             those of transposed convolutions, of `nn.MultiheadAttention` and of any weight that the model's own code
             multiplies with.
@@ -49,6 +51,8 @@ def make_units(
     _check_block(block)
     excluded = _excluded(model, exclude)
     positions = None if example_inputs is None else layer_positions(model, example_inputs)
+    # Measures nothing before it is asked.
+    latency = None if example_inputs is None else ModelLatency(model, Example.of(example_inputs, "make_units"))
     groups: list[Group] = []
     names: list[str] = []
     if block == "channel":
@@ -62,10 +66,29 @@ def make_units(
             "or choose other units"
         )
     if block == "channel":
-        return ChannelUnits(model, groups, positions)
+        return ChannelUnits(model, groups, positions, latency)
     if tuple(block) == (1, 1):
         return WeightUnits(model, names, positions)
-    return BlockUnits(model, names, (int(block[0]), int(block[1])), positions)
+    return BlockUnits(model, names, (int(block[0]), int(block[1])), positions, latency)
+
+
+def count_latency(model: nn.Module, example_inputs: AnyInputs, masks: Mapping[str, Tensor] | None = None) -> float:
+    """Milliseconds that the example's batch takes a model in evaluation mode, or is predicted to take what `compact`
+    leaves of it with masks of channels.
+
+    Layers are measured with the current number of threads, and remembered; `resgrow.surgery.latency.ModelLatency`
+    tells how. `profile` measures a model that is there.
+
+    Args:
+        model: with at least one channel that could go; it is run in evaluation mode.
+        example_inputs: a tensor, the sequence of the model's arguments, or a mapping of its keyword arguments.
+        masks: which channels are present, such as from ``prune(model, scores, block="channel")``; one that is partly
+            present counts in full.
+
+    Raises:
+        ValueError, TypeError: as `make_units`; a model that is on neither CPU nor CUDA.
+    """
+    return make_units(model, "channel", example_inputs=example_inputs).total(masks, "latency_ms")
 
 
 def _producers(model: nn.Module, group: Group) -> set[str]:
