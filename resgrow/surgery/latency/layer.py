@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from resgrow._modes import eval_mode, undisturbed
-from resgrow._stopwatch import medians, stopwatch
+from resgrow._stopwatch import medians, steady_heap, stopwatch
 from resgrow.surgery.forward import Example, outputs
 from resgrow.surgery.speed_cache import recall, remember
 
@@ -125,7 +126,8 @@ def model_seconds(model: nn.Module, example: Example, calls: Sequence[LayerCall]
 
 def timed(calls: Sequence[Callable[[], object]], device: torch.device, patience: float) -> list[float]:
     """Median seconds of each, in turns, without autocast and gradients; of processor time with one thread."""
-    with torch.autocast(device.type, enabled=False), torch.no_grad():
+    heap = steady_heap() if device.type == "cpu" else nullcontext()
+    with heap, torch.autocast(device.type, enabled=False), torch.no_grad():
         return medians(calls, stopwatch(device), patience)
 
 
