@@ -125,7 +125,7 @@ def masked(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
 
 def faster(model: nn.Module, small: nn.Module, x: Tensor) -> float:
     """Time of the smaller model over that of the full one."""
-    with torch.no_grad(), steady_heap():
+    with torch.no_grad(), steady_heap(x.device):
         before, after = medians([partial(model, x), partial(small, x)], stopwatch(x.device), PATIENCE)
     return after / before
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -126,8 +125,7 @@ def model_seconds(model: nn.Module, example: Example, calls: Sequence[LayerCall]
 
 def timed(calls: Sequence[Callable[[], object]], device: torch.device, patience: float) -> list[float]:
     """Median seconds of each, in turns, without autocast and gradients; of processor time with one thread."""
-    heap = steady_heap() if device.type == "cpu" else nullcontext()
-    with heap, torch.autocast(device.type, enabled=False), torch.no_grad():
+    with steady_heap(device), torch.autocast(device.type, enabled=False), torch.no_grad():
         return medians(calls, stopwatch(device), patience)
 
 
