@@ -20,13 +20,13 @@ class ModelLatency:
     """Predicted milliseconds of a forward pass in evaluation mode, on the example's batch, by what layers have left.
 
     The model and each of its Conv2d and Linear layers that is called as a module are measured in turns, once, for which
-    the weights and inputs of all layers are held a second time. With fewer channels a layer takes the share of its time that `Surface` gives. What is left of the model's time belongs
-    to everything else (norms, activations, additions, pooling, attention's products, layers of other kinds, Python)
-    and is taken for proportional to the channels times positions that come out of all layers. Of LeNet-5, ResNet-20 and
-    ResNet-18 without a fifth to half of their channels that was 4 % off in the median and 22 % at most (half a millisecond of LeNet-5
-    at batch 1, which is mostly Python); taken for constant 6.5 % and 72 %, see
-    ``benchmarks/results/2026-11-30-cpu-latency-model.md``. Where layers take longer one by one than all together, their
-    times are scaled down to the model's.
+    weights and inputs of all layers are held a second time. With fewer channels a layer takes the share of its time
+    that `Surface` gives. What is left of the model's time belongs to everything else (norms, activations, additions,
+    pooling, attention's products, layers of other kinds, Python) and is taken for proportional to the channels times
+    positions that come out of all layers. Of LeNet-5, ResNet-20 and ResNet-18 without a fifth to half of their channels
+    that was 4 % off in the median and 22 % at most (half a millisecond of LeNet-5 at batch 1, which is mostly Python);
+    taken for constant 6.5 % and 72 %, see ``benchmarks/results/2026-11-30-cpu-latency-model.md``. Where layers take
+    longer one by one than all together, their times are scaled down to the model's.
 
     Nothing is measured before the first question. Layers' times by width and density are kept in the cache of
     `resgrow.surgery.measure`; the model's own time is measured by every object. The number of threads, devices,
