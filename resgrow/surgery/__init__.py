@@ -10,7 +10,7 @@ from resgrow.surgery.fuse import fuse
 from resgrow.surgery.gates import settle_gates
 from resgrow.surgery.groups import ChannelGroup, Consumer, channel_groups
 from resgrow.surgery.growth_gain import growth_gain
-from resgrow.surgery.make_units import make_units
+from resgrow.surgery.make_units import count_latency, make_units
 from resgrow.surgery.masks import Masks
 from resgrow.surgery.merge import Merged, MergeRow, merge_linear
 from resgrow.surgery.profile import Comparison, LayerProfile, Profile, profile
@@ -45,6 +45,7 @@ __all__ = [
     "WeightUnits",
     "channel_groups",
     "compact",
+    "count_latency",
     "count_macs",
     "count_params",
     "deepen",

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from resgrow.surgery.channel_latency import ChannelLatency
+from resgrow.surgery.latency import ModelLatency
 from resgrow.surgery.structure import Group
 from resgrow.surgery.units import Units, without
 
@@ -22,8 +25,14 @@ class ChannelUnits(Units):
             belongs to one unit at most.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group], positions: Mapping[str, float] | None = None) -> None:
-        super().__init__(model, positions)
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        positions: Mapping[str, float] | None = None,
+        latency: ModelLatency | None = None,
+    ) -> None:
+        super().__init__(model, positions, latency)
         self.groups = tuple(group.places[0].name.removesuffix(".weight") for group in groups)
         self._sizes = [group.size for group in groups]
         self._inside = [frozenset(place.name for place in group.places) for group in groups]
@@ -42,6 +51,10 @@ class ChannelUnits(Units):
         return self._split(sums if exact else sums.float())
 
     def costs(self, masks: Mapping[str, Tensor] | None = None, by: str = "params") -> list[Tensor]:
+        if by == "latency_ms":
+            live = self.live(masks)
+            each = self._by_width.costs(_with_nobody(live).cpu())
+            return [there.double() * cost for there, cost in zip(live, each, strict=True)]
         if not masks:
             return self._split(self._whole_costs(by).clone())
         costs = self._zeros()
@@ -64,6 +77,8 @@ class ChannelUnits(Units):
         }
 
     def total(self, masks: Mapping[str, Tensor] | None = None, by: str = "params") -> float:
+        if by == "latency_ms":
+            return self._by_width.total(_with_nobody(self.live(masks)).cpu())
         present = masks or {}
         return sum(
             self._factor(name, by) * (int(present[name].sum()) if name in present else prod(cover.shape))
@@ -87,6 +102,9 @@ class ChannelUnits(Units):
         by: str,
     ) -> Callable[[int], float]:
         """Exact: where units cross, as rows and columns of one weight do, what they share is saved once."""
+        if by == "latency_ms":
+            whole = self._by_width.total(_with_nobody(live).cpu())
+            return lambda count: whole - self._by_width.total(_with_nobody(without(live, free, order[:count])).cpu())
         touched = frozenset().union(*(names for names, spare in zip(self._inside, free, strict=True) if spare.any()))
         parts = []
         for name in sorted(touched):
@@ -101,6 +119,15 @@ class ChannelUnits(Units):
 
         before = left(live)
         return lambda count: before - left(without(live, free, order[:count]))
+
+    @cached_property
+    def _by_width(self) -> ChannelLatency:
+        owners: dict[str, dict[int, Tensor]] = {}
+        for name, cover in self._covers.items():
+            layers = [alias.rpartition(".") for alias in self._names[name]]
+            along = dict(zip(cover.dims, cover.owners, strict=True))
+            owners |= {layer: along for layer, _, attribute in layers if attribute == "weight"}
+        return ChannelLatency(self._needed_latency(), owners, self._sizes)
 
     def _zeros(self) -> Tensor:
         """One for each unit, and one for what belongs to none."""

@@ -1,15 +1,16 @@
 """Which parameters are candidates for removal, and in which units."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from resgrow.surgery.channel_units import ChannelUnits
 from resgrow.surgery.count import layer_positions
 from resgrow.surgery.exclude import excluded_parameters
-from resgrow.surgery.forward import AnyInputs
+from resgrow.surgery.forward import AnyInputs, Example
 from resgrow.surgery.groups import coupled
+from resgrow.surgery.latency import ModelLatency
 from resgrow.surgery.residual_ends import found_residuals
 from resgrow.surgery.residual_units import ResidualUnits
 from resgrow.surgery.structure import Group
@@ -45,7 +46,8 @@ def make_units(
             channel. Branches with anything excluded inside stay.
         example_inputs: a tensor or the sequence of the model's arguments; the model is run on it in evaluation mode.
             Needed for costs in MACs, for residual branches, and for channels of models other than `nn.Sequential` and
-            `resgrow.nn.ResNet`.
+            `resgrow.nn.ResNet`. Also for costs in milliseconds, which are those of this batch; layers are measured when
+            these are asked for.
             MACs are those of Conv2d and Linear layers that are called as modules; other parameters count 0, such as
             those of transposed convolutions, of `nn.MultiheadAttention` and of any weight that the model's own code
             multiplies with.
@@ -58,10 +60,12 @@ def make_units(
     _check_block(block)
     excluded = excluded_parameters(model, exclude, "make_units")
     positions = None if example_inputs is None else layer_positions(model, example_inputs)
+    # Measures nothing before it is asked.
+    latency = None if example_inputs is None else ModelLatency(model, Example.of(example_inputs, "make_units"))
     if block == "channel":
         found = coupled(model, example_inputs, "make_units")
         groups = [group for group in found if not _producers(model, group) & excluded]
-        return ChannelUnits(model, _some(groups, block, exclude), positions)
+        return ChannelUnits(model, _some(groups, block, exclude), positions, latency)
     if block == "residual":
         if example_inputs is None:
             raise ValueError(
@@ -73,7 +77,26 @@ def make_units(
     names = _some([name for name in _candidates(model) if name not in excluded], block, exclude)
     if tuple(block) == (1, 1):
         return WeightUnits(model, names, positions)
-    return BlockUnits(model, names, (int(block[0]), int(block[1])), positions)
+    return BlockUnits(model, names, (int(block[0]), int(block[1])), positions, latency)
+
+
+def count_latency(model: nn.Module, example_inputs: AnyInputs, masks: Mapping[str, Tensor] | None = None) -> float:
+    """Milliseconds that the example's batch takes a model in evaluation mode, or is predicted to take what `compact`
+    leaves of it with masks of channels.
+
+    Layers are measured with the current number of threads, and remembered; `resgrow.surgery.latency.ModelLatency`
+    tells how. `profile` measures a model that is there.
+
+    Args:
+        model: with at least one channel that could go; it is run in evaluation mode.
+        example_inputs: a tensor, the sequence of the model's arguments, or a mapping of its keyword arguments.
+        masks: which channels are present, such as from ``prune(model, scores, block="channel")``; one that is partly
+            present counts in full.
+
+    Raises:
+        ValueError, TypeError: as `make_units`; a model that is on neither CPU nor CUDA.
+    """
+    return make_units(model, "channel", example_inputs=example_inputs).total(masks, "latency_ms")
 
 
 def _some(found: list[T], block: Block, exclude: Sequence[str]) -> list[T]:

@@ -16,6 +16,7 @@ from resgrow.surgery.speed_cache import recall, remember
 # Densities whose ratio is below this share one measurement. Sparse time is nearly a + b density, so its error is at
 # most half of that, 2.5 %: less than two measurements differ by. Equal steps would be coarse where density is low.
 _DENSITY_STEP = 1.05
+_TIMES = 3  # of the dense layer, the sparse one, and copies
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def measure(
     layout = channels_last and len(shape) == 4
     threads = torch.get_num_threads()
     key = " ".join(map(str, (*_settings(layer), shape, block, _bucket(density), train, layout, threads, dtype)))
-    seconds = None if remeasure else recall(key, layer.weight.device)
+    seconds = None if remeasure else recall(key, layer.weight.device, _TIMES)
     if seconds is None:
         seconds = _time(layer, shape, mask, block, train, layout, dtype)
         remember(key, layer.weight.device, seconds)

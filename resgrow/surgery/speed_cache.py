@@ -17,13 +17,11 @@ from resgrow._files import write_atomic
 from resgrow._load import _C
 from resgrow.info import processor
 
-_LENGTH = 3
 
-
-def recall(key: str, device: torch.device) -> list[float] | None:
-    """The seconds stored under ``key`` for the device, or None where there are none that make sense."""
+def recall(key: str, device: torch.device, count: int) -> list[float] | None:
+    """The ``count`` seconds stored under ``key`` for the device, or None where there are none that make sense."""
     seconds = _stored(device).get(key)
-    if not isinstance(seconds, list) or len(seconds) != _LENGTH:
+    if not isinstance(seconds, list) or len(seconds) != count:
         return None
     good = all(isinstance(s, int | float) and math.isfinite(s) and s > 0 for s in seconds)
     return [float(s) for s in seconds] if good else None

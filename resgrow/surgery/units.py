@@ -13,8 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from resgrow.surgery.latency import ModelLatency
+
 # A unit that has nothing left to save still needs a finite price.
 _TINY_COST = 1e-12
+# Of the model's milliseconds: what a unit costs at least, that of a layer that is as fast without it.
+LEAST_TIME = 1e-6
 
 
 class Units(ABC):
@@ -30,9 +34,12 @@ class Units(ABC):
     required: tuple[str, ...]
     groups: tuple[str, ...]
 
-    def __init__(self, model: nn.Module, positions: Mapping[str, float] | None) -> None:
+    def __init__(
+        self, model: nn.Module, positions: Mapping[str, float] | None, latency: ModelLatency | None = None
+    ) -> None:
         self._model = model
         self._positions = positions
+        self._latency = latency
         names: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
@@ -58,11 +65,14 @@ class Units(ABC):
 
     @abstractmethod
     def costs(self, masks: Mapping[str, Tensor] | None = None, by: str = "params") -> list[Tensor]:
-        """What removing each unit alone would save now: live parameters, or MACs per sample (float tensors).
+        """What removing each unit alone would save now: live parameters, MACs per sample, or milliseconds.
+
+        Float tensors. Milliseconds fall in steps, of vectors of channels or where a block-sparse layer gets faster
+        than a dense one; of them a unit gets its share of the step ahead, and at least a millionth of the model's.
 
         Args:
             masks: what is present; parameters without a mask are, and with None all are.
-            by: "params", or "macs" for units made with example_inputs.
+            by: "params", or for units made with example_inputs "macs" or, for channels and blocks, "latency_ms".
         """
 
     @abstractmethod
@@ -74,7 +84,11 @@ class Units(ABC):
         """Bool masks of all `parameters`, False exactly on the units not kept."""
 
     def total(self, masks: Mapping[str, Tensor] | None = None, by: str = "params") -> float:
-        """Live cost of all `parameters`."""
+        """Live cost of all `parameters`; of ``by="latency_ms"`` that of the whole model.
+
+        Milliseconds are those of the example's batch that the model would take which `compact` (or, for blocks, `swap`
+        in evaluation mode) makes, as `ModelLatency` predicts them; units that are partly present count in full.
+        """
         return float(sum(cost.sum(dtype=torch.float64) for cost in self.costs(masks, by)))
 
     def select(
@@ -92,9 +106,9 @@ class Units(ABC):
 
         Args:
             scores: one tensor per group, as from `scores`.
-            save: cost to be saved, in parameters or MACs per sample; 0 or less saves nothing.
+            save: cost to be saved, in parameters, MACs per sample or milliseconds; 0 or less saves nothing.
             masks: what is present now.
-            by: "params" or "macs".
+            by: as `costs`.
             groups: indices of the groups that may lose units; all by default.
 
         Returns:
@@ -170,11 +184,18 @@ class Units(ABC):
         if by == "params":
             return 1.0
         if by != "macs":
-            raise ValueError(f"costs: by must be 'params' or 'macs' (got {by!r})")
+            raise ValueError(f"costs: by must be 'params', 'macs' or 'latency_ms' (got {by!r})")
         if self._positions is None:
             raise ValueError("costs: by='macs' needs output sizes (got none); give make_units example_inputs")
         owners = [alias.rpartition(".") for alias in self._names[name]]
         return sum(self._positions.get(module, 0.0) for module, _, attribute in owners if attribute == "weight")
+
+    def _needed_latency(self) -> ModelLatency:
+        if self._latency is None:
+            raise ValueError(
+                "costs: by='latency_ms' needs a batch to measure with (got none); give make_units example_inputs"
+            )
+        return self._latency
 
 
 def without(live: list[Tensor], free: list[Tensor], gone: Tensor) -> list[Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from resgrow._stopwatch import fair_clock, medians, stopwatch
+from resgrow._stopwatch import fair_clock, medians, steady_heap, stopwatch
 from resgrow.surgery.profile.hooks import around_modules
 
 
@@ -24,7 +24,6 @@ def latencies(model: nn.Module, call: Callable[[], object], device: torch.device
     Returns:
         The model's time, and ``{id(module): seconds}`` of those that ran, all their calls together.
     """
-    (total,) = medians([call], stopwatch(device))
     clock = _Clock(device)
     rounds: list[dict[int, float]] = []
 
@@ -33,8 +32,10 @@ def latencies(model: nn.Module, call: Callable[[], object], device: torch.device
         call()
         rounds.append(clock.spent)
 
-    with around_modules(model, clock.enter, clock.leave):
-        medians([hooked], stopwatch(device))
+    with steady_heap(device):
+        (total,) = medians([call], stopwatch(device))
+        with around_modules(model, clock.enter, clock.leave):
+            medians([hooked], stopwatch(device))
     del rounds[0]  # as the first call of `medians`
     return total, {module: median(spent[module] for spent in rounds) for module in rounds[0]}
 
