@@ -15,6 +15,7 @@ from resgrow.controller.budget import Budget
 from resgrow.controller.grow import Deepener, Grower, Regrower, Widener
 from resgrow.controller.history import Move, restored, reversals
 from resgrow.controller.logs import Log, rewind
+from resgrow.controller.moves import grow_move, shrink_move
 from resgrow.controller.prices import Prices, prices
 from resgrow.controller.probation import Probation
 from resgrow.controller.recent import Recent
@@ -40,6 +41,8 @@ WORTH = 0.1
 SETTLED = 0.05
 # Below a limit of the loss, the model shrinks only when it has this part to spare.
 MARGIN = 0.05
+# Looks at held data without a try, at most, after tries that have failed; it doubles with each.
+LONGEST_REST = 64
 # Looks at held data, forward passes over it, in one move: before, and one or two tries.
 LOOKS = 2.5
 
@@ -166,6 +169,7 @@ class Controller:
         # Of removals on probation: groups of which one unit was too much; how often all were; looks until the next.
         self._failed: list[str] = []
         self._failures, self._rest = 0, 0
+        self._growth_failures, self._growth_rest = 0, 0  # the same of growth
         self._loss_limit: float | None = None
         generator = torch.Generator(self._device).manual_seed(seed)
         self._shop = Workshop(
@@ -343,11 +347,11 @@ class Controller:
         if shrunk is None:
             if self._failed:  # each group has been tried: all of them again, after a while that doubles every time
                 self._failed, self._failures = [], self._failures + 1
-                self._rest = 2 ** min(self._failures, 6)
+                self._rest = min(2**self._failures, LONGEST_REST)
             return
         if shrunk.after > limit:
             self._probation = Probation(self._shop.snapshot(), limit)
-        self.history.append(self._shrink_move(scene, shrunk, by, True, self.trust, scene.before))
+        self.history.append(shrink_move(self._steps, scene, shrunk, by, True, self.trust, scene.before))
         self._shop.keep_shrunk(shrunk)
         if self._probation is None:
             self._passed()
@@ -431,8 +435,8 @@ class Controller:
             cost = shop.meter.cost(least)[by]
             if target < cost:
                 raise ValueError(
-                    f"Controller: the budget must be reachable (got {by}={target:,g} of {shop.cost[by]:,.0f}; "
-                    f"removing all that unit={self.settings.units} can remove leaves {cost:,.0f}); raise it, exclude "
+                    f"Controller: the budget must be reachable (got {by}={target:,g} of {shop.cost[by]:,g}; "
+                    f"removing all that unit={self.settings.units} can remove leaves {cost:,g}); raise it, exclude "
                     "less, or use a finer unit"
                 )
 
@@ -461,7 +465,7 @@ class Controller:
             last = shrunk.removal.where
             actual = shrunk.after - scene.before
             kept = fraction <= needed or self.trust.accepts(actual, scene.before)
-            self.history.append(self._shrink_move(scene, shrunk, by, kept, self.trust, scene.before))
+            self.history.append(shrink_move(self._steps, scene, shrunk, by, kept, self.trust, scene.before))
             if kept:
                 self._shop.keep_shrunk(shrunk)
                 self.trust.kept(shrunk.removal.predicted, actual, scene.before)
@@ -471,27 +475,38 @@ class Controller:
 
     def _grow(self, scene: Scene, growers: Sequence[Grower]) -> None:
         """Try growth, and where it exceeds the budget, what has to go for it."""
+        if self._growth_rest > 0:
+            self._growth_rest -= 1
+            return
         by = self._currency()
         size = self.growth_trust.fraction * scene.cost[by]
         grown = self._shop.try_grow(scene, growers, by, size, self.growth_trust.damping)
         if grown is None:
+            self._wait_to_grow()
             return
         fall = scene.before - grown.after
         kept, shrunk = fall >= WORTH * grown.step.fall, None
         if kept and self._exceeded(grown.cost) is not None:
             shrunk = self._payment(scene, grown)
             kept = shrunk is not None and self._worth(scene, grown, shrunk)
-        self.history.append(self._grow_move(scene, grown, by, kept))
+        self.history.append(grow_move(self._steps, scene, grown, by, kept, self.growth_trust))
         if shrunk is not None:
-            self.history.append(self._shrink_move(scene, shrunk, by, kept, self.growth_trust, grown.after))
+            self.history.append(shrink_move(self._steps, scene, shrunk, by, kept, self.growth_trust, grown.after))
         if not kept:
             self._shop.undo(grown)
             self.growth_trust.refused()
+            self._wait_to_grow()
             return
+        self._growth_failures = 0
         if shrunk is not None:
             self._shop.keep_shrunk(shrunk, grown)
         self._shop.keep(grown)
         self.growth_trust.grew(grown.step.fall, fall)
+
+    def _wait_to_grow(self) -> None:
+        """Nothing was worth it: trying is dear, and what is there has to change first."""
+        self._growth_failures += 1
+        self._growth_rest = min(2**self._growth_failures, LONGEST_REST)
 
     def _payment(self, scene: Scene, grown: Grown) -> Shrunk | None:
         """What goes for growth that is there, so that the budget holds."""
@@ -513,49 +528,6 @@ class Controller:
         if self.settings.deadline is None:
             return 0.0
         return pace(cost, target, math.ceil((self.settings.deadline - self._steps) / (self._every or 1)) + 1)
-
-    def _shrink_move(self, scene: Scene, shrunk: Shrunk, by: str, kept: bool, trust: Trust, before: float) -> Move:
-        removal = shrunk.removal
-        actual = shrunk.after - before
-        return Move(
-            step=self._steps,
-            kind="shrink",
-            unit=removal.unit,
-            where=removal.where,
-            count=removal.count,
-            predicted=removal.predicted,
-            actual=actual,
-            ratio=actual / max(removal.predicted, 1e-12),
-            fraction=removal.saved / scene.cost[by],
-            damping=trust.damping,
-            price=removal.price,
-            by=by,
-            accepted=kept,
-            cost=shrunk.cost,
-            loss_before=before,
-            loss_after=shrunk.after,
-        )
-
-    def _grow_move(self, scene: Scene, grown: Grown, by: str, kept: bool) -> Move:
-        sprout, fall = grown.sprout, grown.step.fall
-        return Move(
-            step=self._steps,
-            kind=sprout.kind,
-            unit=sprout.unit,
-            where=sprout.where,
-            count=sprout.count,
-            predicted=-fall,
-            actual=grown.after - scene.before,
-            ratio=(scene.before - grown.after) / max(fall, 1e-12),
-            fraction=grown.added / scene.cost[by],
-            damping=self.growth_trust.damping,
-            price=fall / max(grown.added, 1e-12),
-            by=by,
-            accepted=kept,
-            cost=grown.cost,
-            loss_before=scene.before,
-            loss_after=grown.after,
-        )
 
 
 _GROUPS = ("channel", "residual")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from resgrow.surgery import Units, count_params, layer_positions
+from resgrow.surgery import ResidualUnits, Units, count_params, layer_positions
 from resgrow.surgery.forward import AnyInputs
 
 
@@ -23,7 +23,9 @@ class Meter:
         self, model: nn.Module, families: Sequence[Units], example_inputs: AnyInputs | None, wanted: Sequence[str] = ()
     ) -> None:
         self._model = model
-        self._timed = next((units for units in families), None) if "latency_ms" in wanted else None
+        # Any family that knows of time will do: it is the whole model's.
+        timed = [units for units in families if not isinstance(units, ResidualUnits)] or families
+        self._timed = timed[0] if "latency_ms" in wanted else None
         self._positions = None if example_inputs is None else layer_positions(model, example_inputs)
 
     def cost(self, masks: Mapping[str, Tensor] | None) -> dict[str, float]:

@@ -19,7 +19,19 @@ from resgrow.surgery.plans import describe, fit, from_json, stored_tensors, to_j
 if TYPE_CHECKING:
     from resgrow.controller.controller import Controller
 
-_NUMBERS = ("_steps", "_every", "_active", "_losses", "_loss_limit", "_targets", "_failed", "_failures", "_rest")
+_NUMBERS = (
+    "_steps",
+    "_every",
+    "_active",
+    "_losses",
+    "_loss_limit",
+    "_targets",
+    "_failed",
+    "_failures",
+    "_rest",
+    "_growth_failures",
+    "_growth_rest",
+)
 
 
 def captured(ctl: Controller) -> dict[str, Any]:

@@ -105,9 +105,9 @@ def test_a_network_that_is_too_large_shrinks_as_far_as_its_loss_allows():
 
 def test_growth_that_is_not_worth_it_leaves_no_trace(monkeypatch):
     monkeypatch.setattr("resgrow.controller.controller.WORTH", 1e9)
-    model, optimizer, ctl = setup(Budget(loss=1e-6))
+    model, optimizer, ctl = setup(Budget(loss=1e-6), every=10)
     tried = 0
-    for batch in wave(500):
+    for batch in wave(800):
         train(model, optimizer, None, [batch])
         before = numbers(model, optimizer, ctl)
         shapes = [layer.extra_repr() for layer in model]
@@ -172,11 +172,11 @@ def test_residual_blocks_are_added():
         nn.MSELoss(),
         Budget(loss=1e-4),
         unit="residual",
-        every=20,
+        every=100,
         held=wave(4, seed=1, k=12),
         example_inputs=torch.zeros(2, 1),
     )
-    train(model, optimizer, ctl, wave(1500, k=12))
+    train(model, optimizer, ctl, wave(800, k=12))
     deeper = [move for move in ctl.history if move.kind == "deepen" and move.accepted]
     assert deeper
     assert len(model.stage) == 1 + sum(move.where.get("stage", 0) for move in deeper)

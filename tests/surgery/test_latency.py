@@ -13,6 +13,7 @@ from structure_nets import MODELS, X, made
 from surgery_nets import convnet, saliency_like
 from torch import Tensor, nn
 
+import resgrow
 from resgrow.controller.meter import Meter
 from resgrow.surgery import BlockUnits, Speed, Units, compact, count_latency, make_units, swap
 from resgrow.surgery.latency import density
@@ -124,10 +125,10 @@ def test_nothing_is_measured_before_it_is_asked_for(clock: Clock) -> None:  # no
     for block in ("channel", (4, 1), (1, 1)):
         units = make_units(model, block, example_inputs=IMAGES)
         units.select(scores_of(units), 10, by="macs")
-        Meter(model, units, IMAGES)
+        Meter(model, [units], IMAGES)
     assert (clock.models, clock.layers) == (0, 0)
     units = make_units(model, "channel", example_inputs=IMAGES)
-    assert Meter(model, units, IMAGES, by=("latency_ms",)).cost(None) == {MS: units.total(None, MS)}
+    assert Meter(model, [units], IMAGES, ("latency_ms",)).cost(None)[MS] == units.total(None, MS)
     assert (clock.models, clock.layers) == (1, 4)
 
 
@@ -332,21 +333,52 @@ def test_errors() -> None:
         count_latency(convnet().to("meta"), IMAGES.to("meta"))
     with pytest.raises(ValueError, match="does not run"):
         count_latency(convnet(), torch.zeros(1, 7))
-    with pytest.raises(ValueError, match="Meter: costs must be among"):
-        Meter(convnet(), weights, IMAGES, by=("params", "seconds"))
-    with pytest.raises(ValueError, match="Meter: macs need example_inputs"):
-        Meter(convnet(), weights, None, by=("params", "macs"))
 
 
 def test_the_meter_measures_what_it_is_asked_for(clock: Clock) -> None:  # noqa: F811
     model = convnet()
     units = make_units(model, "channel", example_inputs=IMAGES)
-    meter = Meter(model, units, IMAGES, by=("params", "latency_ms"))
+    meter = Meter(model, [units], IMAGES, ("params", "latency_ms"))
     masks = units.to_masks(some_units(units, 0))
     cost = meter.cost(masks)
     small = compact(masked(model, masks), IMAGES)
     assert cost["params"] == sum(parameter.numel() for parameter in small.parameters())
     assert cost[MS] == pytest.approx(1e3 * true_seconds(small, IMAGES))
     assert cost[MS] == pytest.approx(count_latency(model, IMAGES, masks))
-    assert set(Meter(model, units, IMAGES).dense) == {"params", "macs"}
-    assert set(Meter(model, units, None).dense) == {"params"}
+    assert set(Meter(model, [units], IMAGES).cost(None)) == {"params", "macs"}
+    assert set(Meter(model, [units], None).cost(None)) == {"params"}
+
+
+def test_a_controller_keeps_to_milliseconds(clock: Clock) -> None:  # noqa: F811
+    torch.manual_seed(0)
+    model = convnet()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    with torch.no_grad():
+        classes = model(IMAGES).shape[1]
+    budget = resgrow.Budget(latency_ms="75%")
+    options = {"every": 2, "deadline": 24, "example_inputs": IMAGES, "samples": 32}
+    ctl = resgrow.Controller(model, optimizer, nn.CrossEntropyLoss(), budget, **options)
+    limit = 0.75 * ctl.cost[MS]
+    for step in range(24):
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(16, *IMAGES.shape[1:], generator=generator)
+        y = torch.randint(classes, (16,), generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        ctl.step((x, y))
+    assert ctl.met
+    assert ctl.cost[MS] <= limit
+    assert ctl.history[-1].by == MS
+    small = compact(model, IMAGES)
+    assert 1e3 * true_seconds(small, IMAGES) <= limit * (1 + 1e-9)
+    other = convnet()
+    with pytest.raises(ValueError, match="got single weights"):
+        resgrow.Controller(
+            other,
+            torch.optim.Adam(other.parameters()),
+            nn.CrossEntropyLoss(),
+            budget,
+            unit="weight",
+            example_inputs=IMAGES,
+        )
