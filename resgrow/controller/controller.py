@@ -27,6 +27,7 @@ from resgrow.controller.trust import Trust, pace
 from resgrow.controller.workshop import Grown, Scene, Shrunk, Workshop
 from resgrow.curvature.batches import Batch, device_of, take
 from resgrow.curvature.heads import LossFn
+from resgrow.depth import StochasticDepth
 from resgrow.surgery import Masks, compact, make_units
 from resgrow.surgery.company import Followers, company
 from resgrow.surgery.forward import AnyInputs
@@ -95,8 +96,8 @@ class Controller:
         curvature: method of ``resgrow.curvature``.
         temperature: of the softmax under which curvature is taken, see ``resgrow.curvature``.
         share: of the training work that curvature may take, and that looks at held data may take.
-        confirm: how many of the cheapest units are removed one by one at each move, to measure what each is worth; 0
-            for none. A forward pass each.
+        confirm: how many of the cheapest channels or residual blocks are removed one by one at each move, to measure on
+            256 samples what each is worth; 0 for none.
         cooldown: moves for which a group that has grown does not shrink, and the other way around.
         hysteresis: how many times dearer what comes has to be than what goes for it.
         blockwise: one large move whenever training has settled, rather than small ones all the time.
@@ -105,6 +106,8 @@ class Controller:
         example_inputs: a batch for the model; needed for budgets of ``macs`` and ``latency_ms``, and for channels of
             models other than `nn.Sequential` and `resgrow.nn.ResNet`.
         followers: averaged copies of the model, which change along.
+        depth: stochastic depth on the model, see `resgrow.stochastic_depth`: residual blocks are then priced by the
+            losses with and without each, as training has seen them. Call its ``observe`` in the loop.
         logs: told of every move when it is complete, and of the model's size whenever moves are due; see
             `resgrow.controller.logs`.
         seed: of the controller's own random numbers.
@@ -137,7 +140,7 @@ class Controller:
         curvature: str = "ggn-mc",
         temperature: float = 1.0,
         share: float = 0.05,
-        confirm: int = 0,
+        confirm: int = 4,
         cooldown: int = 4,
         hysteresis: float = 2.0,
         blockwise: bool = False,
@@ -146,6 +149,7 @@ class Controller:
         exclude: Sequence[str] = (),
         example_inputs: AnyInputs | None = None,
         followers: Followers = None,
+        depth: StochasticDepth | None = None,
         logs: Sequence[Log] = (),
         seed: int = 0,
     ) -> None:
@@ -185,6 +189,7 @@ class Controller:
             RunningCurvature(self.model, loss_fn, curvature, temperature, share, generator),
             torch.Generator().manual_seed(seed),
             confirm,
+            depth,
         )
         self._deepener = Deepener()
         self._targets = budget.targets(self._shop.cost)
@@ -268,6 +273,11 @@ class Controller:
         )
         shop.structural = True
         shop.rebuilt()
+        self._look_for_branches()
+
+    def _look_for_branches(self) -> None:
+        if self._shop.depth is not None:
+            self._shop.depth.refresh()
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next move depends on, in plain types and tensors: ``torch.load(weights_only=True)`` reads it.
@@ -501,6 +511,8 @@ class Controller:
         if shrunk is not None:
             self._shop.keep_shrunk(shrunk, grown)
         self._shop.keep(grown)
+        if grown.sprout.kind == "deepen":
+            self._look_for_branches()
         self.growth_trust.grew(grown.step.fall, fall)
 
     def _wait_to_grow(self) -> None:

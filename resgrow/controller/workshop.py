@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from resgrow.controller.shrink import Family, Removal, Scores, cheapest, confirm
 from resgrow.curvature.batches import Batch, fewer
 from resgrow.curvature.evaluate import mean_loss
 from resgrow.curvature.heads import LossFn
+from resgrow.depth import StochasticDepth
 from resgrow.saliency import obd
 from resgrow.surgery import Masks
 from resgrow.surgery.forward import AnyInputs, Example
@@ -86,6 +88,8 @@ class Workshop:
     Attributes:
         make: the families of units of the model as it is.
         confirm: how many of the cheapest units of a family are removed one by one, to measure what each is worth.
+        depth: tells from training what residual branches are worth.
+        structural: whether shapes have changed.
     """
 
     model: nn.Module
@@ -98,6 +102,7 @@ class Workshop:
     estimate: RunningCurvature
     generator: torch.Generator
     confirm: int = 0
+    depth: StochasticDepth | None = None
     structural: bool = False
 
     def __post_init__(self) -> None:
@@ -118,13 +123,13 @@ class Workshop:
 
         def score(family: Family) -> Scores:
             if not self.confirm or family.unit in ("weight", "block"):
-                return family.units.scores(saliency)
+                return self._survived(family, family.units.scores(saliency))
             if family.unit not in scene.confirmed:
                 scores, few = family.units.scores(saliency), fewer(scene.estimation, CONFIRMING)
                 base = self.loss(few)
                 scene.confirmed[family.unit] = confirmed(
                     family,
-                    scores,
+                    self._survived(family, scores),
                     self.masks,
                     by,
                     self.confirm,
@@ -190,6 +195,16 @@ class Workshop:
         """The model's shapes are others now."""
         self._look_again()
         self._mask_all()
+
+    def _survived(self, family: Family, scores: Scores) -> Scores:
+        """Scores of residual branches as stochastic depth has measured them, where it has seen enough."""
+        if family.unit != "residual" or self.depth is None:
+            return scores
+        known = {path: value for path, (value, error) in self.depth.importance().items() if math.isfinite(error)}
+        return [
+            torch.full_like(score, max(0.0, known[name])) if name in known else score
+            for name, score in zip(family.units.groups, scores, strict=True)
+        ]
 
     def _grown(self, scene: Scene, sprout: Sprout, by: str, damping: float) -> Grown | None:
         """A step of what is new, its loss measured; None, with the sprout taken out, where none lowers the loss."""

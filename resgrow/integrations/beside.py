@@ -84,7 +84,10 @@ class Beside:
         if self._make is not None:
             return self._make(model, optimizer)
         assert self._budget is not None
-        return Controller(model, optimizer, self._loss_fn, self._budget, **{**defaults, **self._options})
+        options = {**defaults, **self._options}
+        # Trainers load a model's weights before callbacks could bring it into the shape that they have.
+        options.setdefault("grow", options.get("unit", "channel") == "weight")
+        return Controller(model, optimizer, self._loss_fn, self._budget, **options)
 
     def see(self, batch: Any) -> None:
         """A batch whose gradients the next step of the optimizer takes."""

@@ -48,8 +48,9 @@ class ControllerCallback(Callback):
         as_pair: from a batch to ``(input, target)``, where batches are not such pairs already.
         controller: instead of a budget, a `Controller` made for the trainer's optimizer, or a function of model and
             optimizer that makes one.
-        options: of the controller. ``example_inputs`` is the LightningModule's ``example_input_array``, where it has
-            one.
+        options: of the controller. ``grow`` is False but for single weights: trainers restore a model's weights before
+            callbacks, so that one whose shapes have grown cannot be resumed. ``example_inputs`` is the
+            LightningModule's ``example_input_array``, where it has one.
 
     Attributes:
         controller: from ``on_fit_start`` on.

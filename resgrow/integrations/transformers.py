@@ -56,7 +56,9 @@ class ControllerCallback(TrainerCallback):
             optimizer that makes one.
         resume_from: the checkpoint folder that training is resumed from, where that is not the trainer's own of that
             step; or False to begin with a new controller.
-        options: of the controller. Where it wants ``example_inputs``, a dict of the model's keyword arguments will do.
+        options: of the controller. ``grow`` is False but for single weights: trainers restore a model's weights before
+            callbacks, so that one whose shapes have grown cannot be resumed. Where ``example_inputs`` are wanted, a
+            dict of the model's keyword arguments will do.
 
     Attributes:
         controller: from the beginning of training on.
