@@ -20,15 +20,15 @@ from resgrow.controller.prices import Prices, prices
 from resgrow.controller.probation import Probation
 from resgrow.controller.recent import Recent
 from resgrow.controller.running import RunningCurvature
-from resgrow.controller.settings import Settings, Unit, check, label, units_of
-from resgrow.controller.shrink import Family, together
+from resgrow.controller.settings import Settings, Unit, check, units_of
+from resgrow.controller.shrink import together
 from resgrow.controller.state import captured, restore
 from resgrow.controller.trust import Trust, pace
 from resgrow.controller.workshop import Grown, Scene, Shrunk, Workshop
 from resgrow.curvature.batches import Batch, device_of, take
 from resgrow.curvature.heads import LossFn
 from resgrow.depth import StochasticDepth
-from resgrow.surgery import Masks, compact, make_units
+from resgrow.surgery import Masks, compact
 from resgrow.surgery.company import Followers, company
 from resgrow.surgery.forward import AnyInputs
 from resgrow.surgery.wrappers import unwrapped
@@ -182,9 +182,8 @@ class Controller:
             along.optimizers,
             along.followers,
             example_inputs,
-            lambda: [
-                Family(label(each), make_units(self.model, each, exclude, example_inputs)) for each in settings.units
-            ],
+            settings.units,
+            exclude,
             budget.costs(),
             RunningCurvature(self.model, loss_fn, curvature, temperature, share, generator),
             torch.Generator().manual_seed(seed),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,14 @@ from resgrow.controller.meter import Meter
 from resgrow.controller.newton import Step, newton_step
 from resgrow.controller.probation import put_back, taken
 from resgrow.controller.running import RunningCurvature
+from resgrow.controller.settings import label
 from resgrow.controller.shrink import Family, Removal, Scores, cheapest, confirmed
 from resgrow.curvature.batches import Batch, fewer
 from resgrow.curvature.evaluate import mean_loss
 from resgrow.curvature.heads import LossFn
 from resgrow.depth import StochasticDepth
 from resgrow.saliency import obd
-from resgrow.surgery import Masks
+from resgrow.surgery import Masks, make_units
 from resgrow.surgery.forward import AnyInputs, Example
 
 # Samples on which single units are removed for a look at what they are worth.
@@ -86,7 +87,7 @@ class Workshop:
     """A model and all that goes with it.
 
     Attributes:
-        make: the families of units of the model as it is.
+        units, exclude: what may come and go, as `resgrow.surgery.make_units` takes them.
         confirm: how many of the cheapest units of a family are removed one by one, to measure what each is worth.
         depth: tells from training what residual branches are worth.
         structural: whether shapes have changed.
@@ -97,7 +98,8 @@ class Workshop:
     optimizers: Sequence[Optimizer]
     followers: Sequence[nn.Module]
     example_inputs: AnyInputs | None
-    make: Callable[[], list[Family]]
+    units: Sequence[str | tuple[int, int]]
+    exclude: Sequence[str]
     wanted: Sequence[str]
     estimate: RunningCurvature
     generator: torch.Generator
@@ -252,7 +254,8 @@ class Workshop:
         return {name: self.model.get_parameter(name).detach() * mask for name, mask in masks.items()}
 
     def _look_again(self) -> None:
-        self.families = self.make()
+        made = [make_units(self.model, unit, self.exclude, self.example_inputs) for unit in self.units]
+        self.families = [Family(label(unit), units) for unit, units in zip(self.units, made, strict=True)]
         self.meter = Meter(self.model, [family.units for family in self.families], self.example_inputs, self.wanted)
 
     def _covered(self) -> list[str]:

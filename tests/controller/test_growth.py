@@ -213,6 +213,70 @@ def test_a_killed_run_goes_on_bit_for_bit(at, width):
     assert same(numbers(model, optimizer, ctl), numbers(other, other_optimizer, other_ctl))
 
 
+def test_a_copy_goes_on_alike():
+    data = wave(700)
+    model, optimizer, ctl = setup(Budget(loss=0.03), width=8)
+    train(model, optimizer, ctl, data[:300])
+    other, other_optimizer, other_ctl = copy.deepcopy((model, optimizer, ctl))
+    train(model, optimizer, ctl, data[300:])
+    before = numbers(model, optimizer, ctl)
+    train(other, other_optimizer, other_ctl, data[300:])
+    assert other_ctl.history == ctl.history
+    assert same(before, numbers(other, other_optimizer, other_ctl))
+    assert same(before, numbers(model, optimizer, ctl))
+
+
+def test_block_by_block_it_waits_until_training_has_settled():
+    model, optimizer, ctl = setup(Budget(params=0.5), width=16, blockwise=True, grow=False)
+    for batch in wave(600):
+        train(model, optimizer, None, [batch])
+        tried = len(ctl.history)
+        last = list(ctl._losses)
+        ctl.step(batch)
+        if len(ctl.history) > tried:
+            before = ctl.history[-1].loss_before
+            assert before >= 0.95 * last[-1]
+    assert ctl.history[0].fraction > 0.1
+    assert any(move.accepted for move in ctl.history)
+
+
+def test_stochastic_depth_tells_what_residual_blocks_are_worth():
+    torch.manual_seed(0)
+    blocks = [resgrow.nn.Residual(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))) for _ in range(3)]
+    model = nn.Sequential(nn.Linear(1, 8), *blocks, nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    x = torch.zeros(2, 1)
+    depth = resgrow.stochastic_depth(model, x, rate=0.3)
+    ctl = Controller(
+        model,
+        optimizer,
+        nn.MSELoss(),
+        Budget(params=0.8),
+        unit="residual",
+        grow=False,
+        confirm=0,
+        every=50,
+        held=wave(4, seed=1),
+        example_inputs=x,
+        depth=depth,
+    )
+    for inputs, target in wave(400):
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(inputs), target)
+        loss.backward()
+        optimizer.step()
+        depth.observe(loss)
+        worth = {path: difference for path, (difference, _) in depth.importance().items()}
+        ctl.step((inputs, target))
+        if ctl.history:
+            break
+    move = ctl.history[0]
+    assert move.unit == "residual"
+    (gone,) = move.where
+    assert worth[gone] == min(worth.values())
+    assert move.predicted == pytest.approx(max(0.0, worth[gone]))
+
+
 def test_a_removal_that_training_does_not_recover_from_is_undone_to_the_bit(monkeypatch):
     monkeypatch.setattr("resgrow.controller.probation.LONGEST", 1)
     model, optimizer, ctl = setup(Budget(loss=0.02), width=8, every=10, trust=Trust(fraction=0.3))
