@@ -18,6 +18,7 @@ from resgrow.controller.logs import Log, rewind
 from resgrow.controller.moves import grow_move, shrink_move
 from resgrow.controller.prices import Prices, prices
 from resgrow.controller.probation import Probation
+from resgrow.controller.progress import SETTLED, SMOOTH, level, stalled
 from resgrow.controller.recent import Recent
 from resgrow.controller.running import RunningCurvature
 from resgrow.controller.settings import Settings, Unit, check, units_of
@@ -37,9 +38,6 @@ from resgrow.surgery.wrappers import unwrapped
 TRIES = 4
 # Growth must bring this part of what was predicted.
 WORTH = 0.1
-# While the loss falls by more than this part of it between two looks, training is the cheaper way to lower it, and what
-# a part is worth is not known yet.
-SETTLED = 0.05
 # Below a limit of the loss, the model shrinks only when it has this part to spare.
 MARGIN = 0.05
 # Looks at held data without a try, at most, after tries that have failed; it doubles with each.
@@ -214,6 +212,16 @@ class Controller:
         )
 
     @property
+    def every(self) -> int | None:
+        """Steps between moves; None where that depends on the batches and none has been seen yet."""
+        return self._every
+
+    @property
+    def on_probation(self) -> bool:
+        """Whether what was removed last may yet come back: with a limit of loss, training has to recover from it."""
+        return self._probation is not None
+
+    @property
     def reversals(self) -> int:
         """How often a group that had grown shrank next, or the other way around."""
         return reversals(self.history)
@@ -321,13 +329,13 @@ class Controller:
             return
         scene = self._scene()
         settled = self._settled(scene)
-        self._losses = [*self._losses[-3:], scene.before]
+        self._losses = [*self._losses, scene.before][-2 * SMOOTH :]
         # Removal goes on once it has begun, unless it is to be done block by block.
         self._active = not self.settings.blockwise and (self._active or settled)
         if self._loss_limit is None:
             self._loss_limit = self.budget.loss_limit(scene.before)
         if self._probation is not None:
-            self._judge(scene, settled)
+            self._judge(scene)
         elif self._over:
             return
         elif by is not None:
@@ -340,12 +348,14 @@ class Controller:
 
     def _towards(self, limit: float, scene: Scene, growers: Sequence[Grower], settled: bool) -> None:
         """Larger where the loss is above its limit, smaller where it is below."""
-        if scene.before > limit:
-            if settled and growers:
+        if len(self._losses) < 2:
+            return
+        if level(self._losses) > limit:
+            if growers and stalled(self._losses, limit):
                 self._grow(scene, growers)
         elif self._rest > 0:
             self._rest -= 1
-        elif scene.before <= (1 - MARGIN) * limit and (settled or self._active):
+        elif level(self._losses) <= (1 - MARGIN) * limit and (settled or self._active):
             self._shrink_on_probation(scene, limit)
 
     def _shrink_on_probation(self, scene: Scene, limit: float) -> None:
@@ -358,16 +368,18 @@ class Controller:
                 self._failed, self._failures = [], self._failures + 1
                 self._rest = min(2**self._failures, LONGEST_REST)
             return
+        shrunk = self._shop.refitted(scene, shrunk)
         if shrunk.after > limit:
             self._probation = Probation(self._shop.snapshot(), limit)
         self.history.append(shrink_move(self._steps, scene, shrunk, by, True, self.trust, scene.before))
         self._shop.keep_shrunk(shrunk)
+        self._losses = [shrunk.after]
         if self._probation is None:
             self._passed()
 
-    def _judge(self, scene: Scene, settled: bool) -> None:
+    def _judge(self, scene: Scene) -> None:
         assert self._probation is not None
-        verdict = self._probation.verdict(scene.before, settled)
+        verdict = self._probation.verdict(self._losses)
         if verdict is None:
             return
         snapshot, self._probation = self._probation.snapshot, None
@@ -378,8 +390,9 @@ class Controller:
         if removal.count == 1:
             self._failed += removal.where
         self._shop.put_back(snapshot)
+        self._losses = [self._shop.loss(scene.check)]
         self.trust.refused()
-        self.history.append(restored(removal, self._steps, scene.before, self._shop.loss(scene.check), self.cost))
+        self.history.append(restored(removal, self._steps, scene.before, self._losses[0], self.cost))
 
     def _passed(self) -> None:
         self._failed, self._failures = [], 0
@@ -512,6 +525,7 @@ class Controller:
         self._shop.keep(grown)
         if grown.sprout.kind == "deepen":
             self._look_for_branches()
+        self._losses = [grown.after if shrunk is None else shrunk.after]
         self.growth_trust.grew(grown.step.fall, fall)
 
     def _wait_to_grow(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from resgrow.controller.progress import level, stalled
 from resgrow.surgery import Masks
 
 # Looks at the held data after which a removal has failed, whatever the loss still does.
@@ -31,12 +32,13 @@ class Probation:
     looks: int = 0
     still: int = 0
 
-    def verdict(self, loss: float, settled: bool) -> bool | None:
-        """Told of the loss as it is: whether the removal stands; None while that is open."""
+    def verdict(self, losses: Sequence[float]) -> bool | None:
+        """Told of the looks at held data since the removal, the newest last: whether it stands; None while that is
+        open."""
         self.looks += 1
-        self.still = self.still + 1 if settled else 0
-        if loss <= self.limit:
+        if len(losses) > 1 and level(losses) <= self.limit:
             return True
+        self.still = self.still + 1 if stalled(losses, self.limit, LONGEST) else 0
         return False if self.still >= STILL or self.looks >= LONGEST else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from resgrow.curvature.batches import Batch, fewer
 from resgrow.curvature.evaluate import mean_loss
 from resgrow.curvature.heads import LossFn
 from resgrow.depth import StochasticDepth
-from resgrow.saliency import obd
+from resgrow.saliency import obd, saliency
 from resgrow.surgery import Masks, make_units
 from resgrow.surgery.forward import AnyInputs, Example
 
@@ -55,11 +55,16 @@ class Scene:
 
 @dataclass(frozen=True)
 class Shrunk:
-    """A removal, its loss measured; nothing has been changed. ``cost`` is that of the model after it."""
+    """A removal, its loss measured; nothing has been changed. ``cost`` is that of the model after it.
+
+    Attributes:
+        values: of parameters whose survivors make up for what goes.
+    """
 
     removal: Removal
     after: float
     cost: dict[str, float]
+    values: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -145,12 +150,31 @@ class Workshop:
         after = self.loss(scene.check, self._masked(removal.masks))
         return Shrunk(removal, after, self.meter.cost({**self.masks, **removal.masks}))
 
+    def refitted(self, scene: Scene, shrunk: Shrunk) -> Shrunk:
+        """The removal with survivors that keep each layer's output, least squares over its inputs (Optimal Brain
+        Compression, Frantar & Alistarh 2022); as it was where that does not lower the loss."""
+        masks = {name: mask for name, mask in shrunk.removal.masks.items() if not bool(mask.all())}
+        try:
+            surgeon = saliency(self.model, self.loss_fn, scene.estimation, "magnitude", refit=True).compensation
+            assert surgeon is not None
+            values = {
+                name: surgeon.update(name, self.model.get_parameter(name).detach(), mask)
+                for name, mask in masks.items()
+            }
+            after = self.loss(scene.check, values)
+        except ValueError:  # inputs that no matrix can be made of or factorised, or a loss that is not finite
+            return shrunk
+        return replace(shrunk, after=after, values=values) if after < shrunk.after else shrunk
+
     def keep_shrunk(self, shrunk: Shrunk, grown: Grown | None = None) -> None:
         """Put it into force; with ``grown``, in such a way that undoing that takes it back, too."""
         if grown is None:
             self.masks.update(shrunk.removal.masks)
         else:
             grown.sprout.edit.apply_masks(self.masks, shrunk.removal.masks)
+        with torch.no_grad():
+            for name, values in shrunk.values.items():
+                self.model.get_parameter(name).copy_(values)
 
     def try_grow(self, scene: Scene, growers: Sequence[Grower], by: str, size: float, damping: float) -> Grown | None:
         """The growth of the largest predicted fall per cost, which is there then; None where nothing can grow or no

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 import resgrow
 from resgrow import Budget, Controller, Trust
 from resgrow.controller.probation import LONGEST, STILL, Probation
+from resgrow.controller.shrink import Removal
+from resgrow.controller.workshop import Shrunk
 
 Batch = tuple[Tensor, Tensor]
 
@@ -299,11 +301,42 @@ def test_a_removal_that_training_does_not_recover_from_is_undone_to_the_bit(monk
 
 
 def test_probation_ends_with_success_stillness_or_time():
-    assert Probation({}, limit=1.0).verdict(0.9, settled=True) is True
+    assert Probation({}, limit=1.0).verdict([2.0, 0.9]) is None  # one look alone can be chance
+    assert Probation({}, limit=1.0).verdict([2.0, 0.9, 0.9, 0.9]) is True
     still = Probation({}, limit=1.0)
-    assert [still.verdict(2.0, settled=True) for _ in range(STILL)] == [None] * (STILL - 1) + [False]
+    assert [still.verdict([2.0] * 3) for _ in range(STILL)] == [None] * (STILL - 1) + [False]
     slow = Probation({}, limit=1.0)
-    assert [slow.verdict(2.0, settled=False) for _ in range(LONGEST)] == [None] * (LONGEST - 1) + [False]
+    falling = [4.0, 3.5, 3.0]
+    assert [slow.verdict(falling) for _ in range(LONGEST)] == [None] * (LONGEST - 1) + [False]
+
+
+def test_a_removal_is_judged_by_what_is_made_up_for():
+    """Of two units that are the same, one can go: the other takes its part, and nothing is on probation."""
+    model, optimizer, ctl = setup(Budget(loss=0.02), width=12, every=10, confirm=24)
+    data = iter(wave(4000))
+    train(model, optimizer, None, [next(data) for _ in range(1500)])
+    with torch.no_grad():
+        model[2].weight[1], model[2].bias[1] = model[2].weight[0].clone(), model[2].bias[0].clone()
+        whole = model[4].weight[0, 0] + model[4].weight[0, 1]
+        model[4].weight[0, 0] = model[4].weight[0, 1] = whole / 2
+    train(model, optimizer, ctl, [next(data)])
+    scene = ctl._scene()
+    wanted = {name: torch.ones_like(mask) for name, mask in ctl.masks.items()}
+    for name in ("2.weight", "2.bias"):
+        wanted[name][0] = False
+    wanted["4.weight"][:, 0] = False
+    removal = Removal("channel", wanted, {"2": 1}, 1, 0.0, 0.0, 1.0)
+    gone = {name: model.get_parameter(name).detach() * mask for name, mask in wanted.items()}
+    shrunk = Shrunk(removal, ctl._shop.loss(scene.check, gone), ctl.cost)
+    before = numbers(model, optimizer, ctl)
+    better = ctl._shop.refitted(scene, shrunk)
+    assert same(before, numbers(model, optimizer, ctl))
+    assert better.after < shrunk.after
+    assert better.after == pytest.approx(scene.before, rel=0.2)
+    ctl._shop.keep_shrunk(better)
+    assert ctl._shop.loss(scene.check) == pytest.approx(better.after, rel=1e-5)
+    assert model[4].weight[0, 0] == 0
+    assert float(model[4].weight[0, 1]) == pytest.approx(float(whole), rel=0.1)
 
 
 def test_compact_takes_out_what_is_masked_and_goes_on():

@@ -1,0 +1,205 @@
+"""One configuration, the controller's defaults, for other data, optimizers and budgets; killed and resumed.
+
+With a deadline after four fifths of the steps, and, for the first seed and the middle budget, without one: the loss
+alone decides then.
+Every run has a twin: the same network, batches and optimizer without a controller. The first seed's runs are also
+stopped at a random step, written, read into new objects, and must end in the same history and weights to the bit.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import islice
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from resgrow.controller import Budget, Controller
+from resgrow.experiments.architecture.experiment import Experiment, Settings, spread, table
+from resgrow.experiments.architecture.runs import Result, Runs
+from resgrow.experiments.controller.problems import TASKS, Batch, Task, batches, optimizers
+
+BUDGETS = (0.1, 0.2, 0.4)
+MIDDLE = 0.2
+BATCH = 64
+STEPS_PER_EPOCH = 100
+DEADLINE = 0.8
+
+Parts = tuple[nn.Module, Optimizer, Controller]
+
+
+def parts(task: Task, optimizer: str, params: float, seed: int, deadline: int | None) -> Parts:
+    model = task.network(seed)
+    made = optimizers()[optimizer](model)
+    budget, example = Budget(params=params), task.train[0][:2]
+    ctl = Controller(model, made, task.loss_fn, budget, deadline=deadline, example_inputs=example, seed=seed)
+    return model, made, ctl
+
+
+def train(model: nn.Module, optimizer: Optimizer, ctl: Controller | None, task: Task, data: Iterable[Batch]) -> None:
+    loss_fn = task.loss_fn
+    for x, y in data:
+        optimizer.zero_grad()
+        loss_fn(model(x), y).backward()
+        optimizer.step()
+        if ctl is not None:
+            ctl.step((x, y))
+
+
+def twin(task: Task, optimizer: str, seed: int, steps: int) -> dict[str, Any]:
+    model = task.network(seed)
+    train(model, optimizers()[optimizer](model), None, task, batches(task, seed, BATCH, steps))
+    loss, score = task.score(model)
+    return {"loss": loss, "score": score}
+
+
+def sized(
+    task: Task, optimizer: str, params: float, seed: int, steps: int, deadline: int | None, stop: bool
+) -> dict[str, Any]:
+    model, made, ctl = parts(task, optimizer, params, seed, deadline)
+    at = int(torch.randint(1, steps, (), generator=torch.Generator().manual_seed(seed + int(1000 * params))))
+    data = batches(task, seed, BATCH, steps)
+    train(model, made, ctl, task, islice(data, at))
+    file = io.BytesIO()
+    torch.save([ctl.state_dict(), model.state_dict(), made.state_dict()], file)
+    train(model, made, ctl, task, data)
+    loss, score = task.score(model)
+    found = {
+        "loss": loss,
+        "score": score,
+        "met": ctl.met,
+        "params": int(ctl.cost["params"]),
+        "moves": sum(move.accepted for move in ctl.history),
+        "undone": sum(not move.accepted for move in ctl.history),
+        "reversals": ctl.reversals,
+        "finite": all(bool(torch.isfinite(p).all()) for p in model.parameters()),
+    }
+    if stop:
+        rest = islice(batches(task, seed, BATCH, steps), at, None)
+        again = resumed(file, parts(task, optimizer, params, seed, deadline), task, rest)
+        found |= {"stopped": at, "identical": same((model, made, ctl), again)}
+    return found
+
+
+def resumed(file: io.BytesIO, new: Parts, task: Task, rest: Iterable[Batch]) -> Parts:
+    """New objects that go on from what was written."""
+    file.seek(0)
+    states = torch.load(file, weights_only=True)
+    model, optimizer, ctl = new
+    ctl.load_state_dict(states[0])
+    model.load_state_dict(states[1])
+    optimizer.load_state_dict(states[2])
+    train(model, optimizer, ctl, task, rest)
+    return new
+
+
+def same(one: Parts, other: Parts) -> bool:
+    """History, weights, buffers, masks and optimizer state, to the bit."""
+    first, second = _numbers(one), _numbers(other)
+    return (
+        one[2].history == other[2].history
+        and len(first) == len(second)
+        and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    )
+
+
+def _numbers(of: Parts) -> list[Tensor]:
+    model, optimizer, ctl = of
+    state = [t for p in model.parameters() for t in optimizer.state.get(p, {}).values() if isinstance(t, Tensor)]
+    return [*model.state_dict().values(), *state, *ctl.masks.values()]
+
+
+def run(runs: Runs, settings: Settings) -> None:
+    steps = settings.epochs * STEPS_PER_EPOCH
+    for seed in settings.seeds:
+        first = seed == settings.seeds[0]
+        for name in settings.only:
+            task = TASKS[name](settings.data_dir)
+            for optimizer in optimizers():
+                known = {"data": name, "optimizer": optimizer, "seed": seed, "epochs": settings.epochs}
+                runs.make({**known, "budget": None}, partial(twin, task, optimizer, seed, steps))
+                for params in BUDGETS:
+                    without = (None,) if first and params == MIDDLE else ()
+                    for deadline in (int(DEADLINE * steps), *without):
+                        made = partial(guarded, sized, task, optimizer, params, seed, steps, deadline, first)
+                        runs.make({**known, "budget": params, "deadline": deadline}, made)
+
+
+def guarded(make: Any, *arguments: Any) -> dict[str, Any]:
+    """What it returns; an error is a result, too."""
+    try:
+        found: dict[str, Any] = make(*arguments)
+    except (ValueError, RuntimeError) as error:
+        return {"error": str(error)}
+    return {**found, "error": None}
+
+
+def tell(results: Sequence[Result]) -> str:
+    twins = {_key(run): run for run in results if run["budget"] is None}
+    sized_runs = [run for run in results if run["budget"] is not None]
+    done = [run for run in sized_runs if run["error"] is None]
+    errors = [run["error"] for run in sized_runs if run["error"] is not None]
+    told = []
+    for name, limited in (("With a deadline", True), ("Without one, first seed", False)):
+        own = [run for run in done if (run["deadline"] is not None) == limited]
+        if own:
+            told.append(f"{name}:\n\n{_rows(own, twins)}\n\n{_said(own, twins)}")
+    said = f"Errors: {len(errors)}{': ' if errors else ''}{'; '.join(errors)}."
+    return "\n\n".join([*told, said])
+
+
+def _rows(done: Sequence[Result], twins: dict[tuple[Any, ...], Result]) -> str:
+    rows = []
+    for key in sorted({_case(run) for run in done}):
+        own = [run for run in done if _case(run) == key]
+        both = (own, [twins[_key(run)] for run in own])
+        scores = [spread([run[what] for run in of], form) for what, form in _SCORES for of in both]
+        counts = [spread([float(run[what]) for run in own], ".1f") for what in ("moves", "undone", "reversals")]
+        left = spread([float(run["params"]) for run in own], ".0f")
+        rows.append((*key, f"{sum(run['met'] for run in own)} of {len(own)}", left, *scores, *counts))
+    head = ("data", "optimizer", "budget", "met", "parameters left", "test loss", "of the twin", "score (%)")
+    return table((*head, "of the twin", "moves kept", "undone", "reversals"), rows)
+
+
+_SCORES = (("loss", ".3f"), ("score", ".1f"))
+
+
+def _said(done: Sequence[Result], twins: dict[tuple[Any, ...], Result]) -> str:
+    stopped = [run for run in done if "identical" in run]
+    apart = {
+        params: fmean(run["score"] - twins[_key(run)]["score"] for run in done if run["budget"] == params)
+        for params in sorted({run["budget"] for run in done})
+    }
+    return "\n".join(
+        [
+            f"Runs: {len(done)}; budget met in {sum(run['met'] for run in done)}; all weights finite in "
+            f"{sum(run['finite'] for run in done)}; reversals in all {sum(run['reversals'] for run in done)}.",
+            "Score minus the twin's, mean by budget: "
+            + ", ".join(f"{params:g}: {points:+.1f}" for params, points in apart.items())
+            + " points.",
+            f"Stopped at a random step and resumed in new objects: {sum(run['identical'] for run in stopped)} of "
+            f"{len(stopped)} ended identical to the bit.",
+        ]
+    )
+
+
+def _case(run: Result) -> tuple[str, str, float]:
+    return run["data"], run["optimizer"], run["budget"]
+
+
+def _key(run: Result) -> tuple[Any, ...]:
+    return run["data"], run["optimizer"], run["seed"], run["epochs"]
+
+
+EXPERIMENT = Experiment(
+    question="Do the controller's defaults meet their budget for other data, optimizers and budgets, and after a stop?",
+    epochs=25,
+    run=run,
+    tell=tell,
+    parts=tuple(TASKS),
+)
