@@ -141,7 +141,8 @@ def test_measured_loss_is_that_of_the_model_after_the_move():
 
 
 def test_a_bad_move_leaves_no_trace():
-    model, optimizer, ctl = setup(Budget(params=0.1), trust=Trust(fraction=0.3, tolerance=0.0, patience=0.0))
+    trust = Trust(fraction=0.3, tolerance=0.0, patience=0.0)
+    model, optimizer, ctl = setup(Budget(params=0.1), trust=trust, confirm=0)  # which would find dead units
     train(model, optimizer, None, batches(40))
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), ctl.masks.state_dict()))
     for batch in batches(10):  # of the first look nothing is known about how the loss moves
