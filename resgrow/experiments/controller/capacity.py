@@ -83,9 +83,6 @@ def one(k: float, width: int, seed: int, steps: int) -> dict[str, Any]:
     return {
         "params": trace[-1][1] if trace else None,
         "at": trace[-1][0] if trace else None,
-        "late": median(size for at, size in trace if at > 0.75 * steps)
-        if trace and trace[-1][0] > 0.75 * steps
-        else None,
         "widths": [price.present for price in ctl.prices()],
         "moves": dict(moves),
         "reversals": ctl.reversals,
