@@ -42,8 +42,8 @@ WORTH = 0.1
 MARGIN = 0.05
 # Looks at held data without a try, at most, after tries that have failed; it doubles with each.
 LONGEST_REST = 64
-# Looks at held data, forward passes over it, in one move: before, and one or two tries.
-LOOKS = 2.5
+# What a move takes, in forward passes over the held data: one before, one or two tries, and the choice of what moves.
+LOOKS = 3.5
 
 
 class Controller:
