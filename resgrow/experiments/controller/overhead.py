@@ -31,6 +31,8 @@ UNITS = ("channel", "weight")
 # Targets: of all, and of curvature alone.
 ALL, CURVATURE = 0.10, 0.05
 SHARE_KEPT = 0.2
+# So small that the loss has settled from the start: moves are due in every stretch. Speed does not depend on it.
+RATE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def _ratios(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    return torch.optim.SGD(model.parameters(), RATE, momentum=0.9)
 
 
 def _update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
@@ -177,11 +179,12 @@ def tell(results: Sequence[Result]) -> str:
             run["seed"],
             run["every"],
             f"{run['milliseconds'] / run['every']:.1f}",
+            run["moves"],
             *(f"{100 * run[key]:.1f}" for key in ("all", "step", "curvature", "masks")),
         )
         for run in results
     ]
-    head = ("network, batch", "unit", "seed", "steps of a stretch", "ms of a step")
+    head = ("network, batch", "unit", "seed", "steps of a stretch", "ms of a step", "moves tried")
     shares = ("all (%)", "Controller.step (%)", "of it curvature (%)", "masks in the optimizer (%)")
     near = [sum(run[key] <= limit for run in results) for key, limit in (("all", ALL), ("curvature", CURVATURE))]
     said = (
