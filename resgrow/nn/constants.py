@@ -55,12 +55,17 @@ class Zeros(nn.Module):
         self.results, self.features, self.dim = results, features, dim
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        x = next(each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
-        zeros = torch.zeros_like(x)
-        if self.features is not None:
+        given = (*args, *kwargs.values())
+        # What torch.fx passes while it traces is no tensor, and has no sizes.
+        x = next((each for each in given if isinstance(each, Tensor)), given[0])
+        if self.features is None:
+            zeros = torch.zeros_like(x)
+        elif isinstance(x, Tensor):
             shape = list(x.shape)
             shape[self.dim] = self.features
             zeros = x.new_zeros(shape)
+        else:
+            zeros = torch.zeros_like(x.narrow(self.dim, 0, 1)).repeat_interleave(self.features, self.dim)
         return (zeros, *[None] * (self.results - 1)) if self.results else zeros
 
     def extra_repr(self) -> str:
