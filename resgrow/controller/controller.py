@@ -25,7 +25,7 @@ from resgrow.controller.settings import Settings, Unit, check, units_of
 from resgrow.controller.shrink import together
 from resgrow.controller.state import captured, restore
 from resgrow.controller.trust import Trust, pace
-from resgrow.controller.workshop import Grown, Scene, Shrunk, Workshop
+from resgrow.controller.workshop import CONFIRMING, Grown, Scene, Shrunk, Workshop
 from resgrow.curvature.batches import Batch, device_of, take
 from resgrow.curvature.heads import LossFn
 from resgrow.depth import StochasticDepth
@@ -320,7 +320,9 @@ class Controller:
     def _due(self, batch_size: int) -> bool:
         if self._every is None:
             held = self._recent.samples / 2 if self._held is None else sum(len(target) for _, target in self._held)
-            self._every = max(1, math.ceil(LOOKS * FORWARD * held / (batch_size * self.settings.share)))
+            single = any(family.unit in _GROUPS for family in self._shop.families) and self.settings.confirm > 0
+            samples = LOOKS * held + (CONFIRMING * (self.settings.confirm + 1) if single else 0)
+            self._every = max(1, math.ceil(FORWARD * samples / (batch_size * self.settings.share)))
         return self._steps % self._every == 0 or self._steps == self.settings.deadline
 
     def _act(self) -> None:
