@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from resgrow.controller.progress import level, stalled
 from resgrow.surgery import Masks
 
-# Looks at the held data after which a removal has failed, whatever the loss still does.
+# Of the patience that removals are given, in looks at held data.
 LONGEST = 20
 # So many looks in a row without progress end it, too: one alone can be chance.
 STILL = 2
@@ -24,11 +24,13 @@ class Probation:
     """Attributes:
     snapshot: of the model, its optimizers and masks before the removal.
     limit: of the mean loss: what training has to come back to.
+    patience: looks at held data after which it has failed, whatever the loss still does.
     looks: at held data since; still: those in a row, up to now, without progress.
     """
 
     snapshot: dict[str, Any]
     limit: float
+    patience: int = LONGEST
     looks: int = 0
     still: int = 0
 
@@ -38,8 +40,11 @@ class Probation:
         self.looks += 1
         if len(losses) > 1 and level(losses) <= self.limit:
             return True
-        self.still = self.still + 1 if stalled(losses, self.limit, LONGEST) else 0
-        return False if self.still >= STILL or self.looks >= LONGEST else None
+        left = self.patience - self.looks
+        if left <= 0:
+            return False
+        self.still = self.still + 1 if stalled(losses, self.limit, left) else 0
+        return False if self.still >= STILL else None
 
 
 @torch.no_grad()

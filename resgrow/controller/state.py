@@ -19,35 +19,30 @@ from resgrow.surgery.plans import describe, fit, from_json, stored_tensors, to_j
 if TYPE_CHECKING:
     from resgrow.controller.controller import Controller
 
-_NUMBERS = (
-    "_steps",
-    "_every",
-    "_active",
-    "_losses",
-    "_loss_limit",
-    "_targets",
-    "_failed",
-    "_failures",
-    "_rest",
-    "_growth_failures",
-    "_growth_rest",
-)
+# Of a `Course`, a `Growth` and a `LossLimit`: what plain types can tell.
+_COURSE = ("steps", "every", "losses", "targets")
+_GROWTH = ("failures", "rest")
+_LIMIT = ("limit", "failed", "failures", "rest", "hope", "recoveries")
 
 
 def captured(ctl: Controller) -> dict[str, Any]:
     """See `resgrow.Controller.state_dict`."""
-    shop = ctl._shop
+    course, probation = ctl._course, ctl._limit.probation
+    shop = course.shop
     return {
-        **{name.removeprefix("_"): _copied(getattr(ctl, name)) for name in _NUMBERS},
+        "course": _fields(course, _COURSE),
+        "growth": _fields(ctl._growth, _GROWTH),
+        "limit": _fields(ctl._limit, _LIMIT),
+        "active": ctl._active,
         "trust": asdict(ctl.trust),
         "growth_trust": asdict(ctl.growth_trust),
         "history": [asdict(each) for each in ctl.history],
         "masks": ctl.masks.state_dict(),
         "curvature": shop.estimate.state_dict(),
         "generators": [shop.generator.get_state(), shop.estimate.options["generator"].get_state()],
-        "probation": None if ctl._probation is None else vars(ctl._probation),
-        "recent": ctl._recent.batches,
-        "refused": sorted(ctl._deepener.refused),
+        "probation": None if probation is None else dict(vars(probation)),
+        "recent": course.recent.batches,
+        "refused": sorted(course.deepener.refused),
         "structure": to_json(describe(ctl.model)[0]) if shop.structural else None,
         "groups": [_group_names(ctl.model, optimizer) for optimizer in shop.optimizers],
     }
@@ -55,8 +50,10 @@ def captured(ctl: Controller) -> dict[str, Any]:
 
 def restore(ctl: Controller, state: Mapping[str, Any]) -> None:
     """See `resgrow.Controller.load_state_dict`."""
-    shop = ctl._shop
-    missing = [key for key in ("history", "masks", "curvature", "recent", "structure", "groups") if key not in state]
+    course = ctl._course
+    shop = course.shop
+    wanted = ("course", "growth", "limit", "history", "masks", "curvature", "recent", "structure", "groups")
+    missing = [key for key in wanted if key not in state]
     if missing:
         raise ValueError(
             f"Controller.load_state_dict: needs what state_dict returned (got a dict without {', '.join(missing)}); "
@@ -69,16 +66,26 @@ def restore(ctl: Controller, state: Mapping[str, Any]) -> None:
         shop.structural = True
         shop.rebuilt()
     ctl.masks.load_state_dict(state["masks"])
-    for name in _NUMBERS:
-        setattr(ctl, name, _copied(state[name.removeprefix("_")]))
-    (ctl.trust, ctl.growth_trust), ctl.history = trusts, history
+    for part, key, names in (
+        (course, "course", _COURSE),
+        (ctl._growth, "growth", _GROWTH),
+        (ctl._limit, "limit", _LIMIT),
+    ):
+        for name in names:
+            setattr(part, name, _copied(state[key][name]))
+    ctl._active = state["active"]
+    (ctl.trust, ctl._growth.trust), course.history = trusts, history
     shop.estimate.load_state_dict(state["curvature"])
     for generator, value in zip((shop.generator, shop.estimate.options["generator"]), state["generators"], strict=True):
         generator.set_state(value.cpu())
-    ctl._recent.replace([(move(inputs, ctl._device), target.to(ctl._device)) for inputs, target in state["recent"]])
+    course.recent.replace([(move(inputs, ctl._device), target.to(ctl._device)) for inputs, target in state["recent"]])
     probation = state["probation"]
-    ctl._probation = None if probation is None else Probation(**probation)
-    ctl._deepener.refused = set(state["refused"])
+    ctl._limit.probation = None if probation is None else Probation(**probation)
+    course.deepener.refused = set(state["refused"])
+
+
+def _fields(part: Any, names: Sequence[str]) -> dict[str, Any]:
+    return {name: _copied(getattr(part, name)) for name in names}
 
 
 def _copied(value: Any) -> Any:

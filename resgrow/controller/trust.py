@@ -55,6 +55,10 @@ class Trust:
         self._step(0.5)
         self._damp(1.5)
 
+    def halve(self) -> None:
+        """Try less, and learn nothing else."""
+        self._step(0.5)
+
     def stuck(self) -> None:
         """No move passed: the price of the budget is higher than thought."""
         self.tolerance *= 1.5

@@ -17,13 +17,13 @@ from resgrow.controller.newton import Step, newton_step
 from resgrow.controller.probation import put_back, taken
 from resgrow.controller.running import RunningCurvature
 from resgrow.controller.settings import label
-from resgrow.controller.shrink import Family, Removal, Scores, cheapest, confirmed
+from resgrow.controller.shrink import Family, Removal, Scores, cheapest, confirmed, together
 from resgrow.curvature.batches import Batch, fewer
 from resgrow.curvature.evaluate import mean_loss
 from resgrow.curvature.heads import LossFn
 from resgrow.depth import StochasticDepth
 from resgrow.saliency import obd, saliency
-from resgrow.surgery import Masks, make_units
+from resgrow.surgery import Masks, compact, make_units
 from resgrow.surgery.forward import AnyInputs, Example
 
 # Samples on which single units are removed for a look at what they are worth.
@@ -205,6 +205,8 @@ class Workshop:
     def keep(self, grown: Grown) -> None:
         self.estimate.adopt({name: grown.h[name] for name in grown.sprout.changed})
         self.structural |= grown.sprout.kind != "regrow"
+        if grown.sprout.kind == "deepen":
+            self._look_for_branches()
 
     def undo(self, grown: Grown) -> None:
         self._take_out(grown.sprout, grown._families, grown._meter)
@@ -221,6 +223,37 @@ class Workshop:
         """The model's shapes are others now."""
         self._look_again()
         self._mask_all()
+
+    def compact(self) -> None:
+        """What masks hold back is taken out of the model."""
+        assert self.example_inputs is not None
+        compact(
+            self.model,
+            self.example_inputs,
+            inplace=True,
+            optimizer=self.optimizers,
+            followers=self.followers,
+            masks=self.masks,
+        )
+        self.structural = True
+        self.rebuilt()
+        self._look_for_branches()
+
+    def check_reachable(self, targets: Mapping[str, float]) -> None:
+        """Raises ValueError where removing all that can go leaves more than ``targets``."""
+        for by, target in targets.items():
+            least: dict[str, Tensor] = {}
+            for family in self.families:
+                free = [torch.zeros(live.shape, device=live.device) for live in family.units.live()]
+                most = family.units.savable(free, None, by)
+                least |= together(least, family.units.to_masks(family.units.select(free, most, None, by)))
+            cost = self.meter.cost(least)[by]
+            if target < cost:
+                raise ValueError(
+                    f"Controller: the budget must be reachable (got {by}={target:,g} of {self.cost[by]:,g}; "
+                    f"removing all that unit={tuple(self.units)} can remove leaves {cost:,g}); raise it, exclude "
+                    "less, or use a finer unit"
+                )
 
     def _survived(self, family: Family, scores: Scores) -> Scores:
         """Scores of residual branches as stochastic depth has measured them, where it has seen enough."""
@@ -273,6 +306,10 @@ class Workshop:
             None if self.example_inputs is None else Example.of(self.example_inputs, "Controller"),
             scene.grow_resting,
         )
+
+    def _look_for_branches(self) -> None:
+        if self.depth is not None:
+            self.depth.refresh()
 
     def _masked(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: self.model.get_parameter(name).detach() * mask for name, mask in masks.items()}

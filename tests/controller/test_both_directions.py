@@ -109,7 +109,7 @@ def test_a_network_that_is_too_large_shrinks_as_far_as_its_loss_allows():
 
 
 def test_growth_that_is_not_worth_it_leaves_no_trace(monkeypatch):
-    monkeypatch.setattr("resgrow.controller.controller.WORTH", 1e9)
+    monkeypatch.setattr("resgrow.controller.growth.WORTH", 1e9)
     model, optimizer, ctl = setup(Budget(loss=1e-6), every=10)
     tried = 0
     for batch in wave(800):
@@ -236,7 +236,7 @@ def test_block_by_block_it_waits_until_training_has_settled():
     for batch in wave(600):
         train(model, optimizer, None, [batch])
         tried = len(ctl.history)
-        last = list(ctl._losses)
+        last = list(ctl._course.losses)
         ctl.step(batch)
         if len(ctl.history) > tried:
             before = ctl.history[-1].loss_before
@@ -298,7 +298,7 @@ def test_a_removal_that_training_does_not_recover_from_is_undone_to_the_bit(monk
             assert ctl.history[-1].where == removal.where
             assert ctl.history[-1].loss_after == pytest.approx(removal.loss_before)
             return
-        if ctl.history and ctl.history[-1].step == ctl._steps and ctl._probation is not None:
+        if ctl.history and ctl.history[-1].step == ctl._course.steps and ctl._limit.probation is not None:
             before = now
     pytest.fail("nothing was undone")
 
@@ -327,21 +327,21 @@ def test_a_removal_is_judged_by_what_is_made_up_for():
         whole = float(model[4].weight[0, first])
         model[4].weight[0, [first, second]] = whole / 2
     train(model, optimizer, ctl, [next(data)])
-    scene = ctl._scene()
+    scene = ctl._course.scene()
     wanted = {name: torch.ones_like(mask) for name, mask in ctl.masks.items()}
     for name in ("2.weight", "2.bias"):
         wanted[name][first] = False
     wanted["4.weight"][:, first] = False
     removal = Removal("channel", wanted, {"2": 1}, 1, 0.0, 0.0, 1.0)
     gone = {name: model.get_parameter(name).detach() * mask for name, mask in wanted.items()}
-    shrunk = Shrunk(removal, ctl._shop.loss(scene.check, gone), ctl.cost)
+    shrunk = Shrunk(removal, ctl._course.shop.loss(scene.check, gone), ctl.cost)
     before = numbers(model, optimizer, ctl)
-    better = ctl._shop.refitted(scene, shrunk)
+    better = ctl._course.shop.refitted(scene, shrunk)
     assert same(before, numbers(model, optimizer, ctl))
     assert better.after < shrunk.after
     assert better.after == pytest.approx(scene.before, rel=0.2)
-    ctl._shop.keep_shrunk(better)
-    assert ctl._shop.loss(scene.check) == pytest.approx(better.after, rel=1e-5)
+    ctl._course.shop.keep_shrunk(better)
+    assert ctl._course.shop.loss(scene.check) == pytest.approx(better.after, rel=1e-5)
     assert model[4].weight[0, first] == 0
     assert abs(model[4].weight[0, second].item()) > 0.75 * abs(whole)
 

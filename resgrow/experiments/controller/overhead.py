@@ -151,7 +151,7 @@ def _batches(x: Tensor, y: Tensor, size: int, seed: int) -> Iterator[Batch]:
 
 def _timed(ctl: Controller, clock: Callable[[], float]) -> list[float]:
     """Seconds of each call of the running curvature from now on."""
-    estimate, seconds = ctl._shop.estimate, list[float]()
+    estimate, seconds = ctl._course.shop.estimate, list[float]()
     step = estimate.step
 
     def timed(batch: Batch) -> None:
