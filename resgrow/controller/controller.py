@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from resgrow.controller.budget import Budget
 from resgrow.controller.cost_limit import shrink
 from resgrow.controller.course import Course
-from resgrow.controller.growth import Growth
+from resgrow.controller.growing import Growing
 from resgrow.controller.history import Move, reversals
 from resgrow.controller.logs import Log, rewind
 from resgrow.controller.loss_limit import LossLimit
@@ -161,7 +161,7 @@ class Controller:
         )
         given = None if held is None else take("Controller: held", held, self._device, 2**62)
         self._course = Course(shop, settings, budget.targets(shop.cost), Recent(samples), given, every)
-        self._growth = Growth(growth_trust or Trust(fraction=0.1))
+        self._growth = Growing(growth_trust or Trust(fraction=0.1))
         self._limit = LossLimit()
         shop.check_reachable(self._course.targets)
         for each in along.optimizers:
@@ -284,8 +284,8 @@ class Controller:
         """A look at the held data, and the move that is called for: above a limit of cost, towards a limit of loss, or
         growth within the budget."""
         course = self._course
-        by, growers = course.exceeded(self.cost), course.growers()
-        if by is None and not growers and self.budget.loss is None:
+        by = course.exceeded(self.cost)
+        if by is None and not course.growers() and self.budget.loss is None:
             return
         scene = course.scene()
         settled = course.settled(scene)
@@ -302,6 +302,6 @@ class Controller:
             if settled or self._active or course.hurried:
                 shrink(course, self.trust, scene, by)
         elif self.budget.loss is not None:
-            self._limit.towards(course, self.trust, self._growth, scene, growers, settled or self._active)
+            self._limit.towards(course, self.trust, self._growth, scene, settled or self._active)
         elif settled:
-            self._growth.grow(course, scene, growers)
+            self._growth.grow(course, scene)

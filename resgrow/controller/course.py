@@ -84,15 +84,19 @@ class Course:
         cost = self.cost
         return max(self.targets, key=lambda by: cost[by] / self.targets[by], default="params")
 
-    def growers(self) -> list[Grower]:
+    def growers(self, init: str | None = None) -> list[Grower]:
+        """What can come; ``init``: of new channels, where it is to be another one than was asked for."""
         if not self.settings.grow:
             return []
         growers: list[Grower] = []
+        init = init or self.settings.init
         for family in self.shop.families:
             if family.unit in ("weight", "block"):
                 growers.append(Regrower(family))
             elif self.shop.example_inputs is not None:
-                growers.append(self.deepener if family.unit == "residual" else Widener(family, self.settings.init))
+                growers.append(
+                    self.deepener if family.unit == "residual" else Widener(family, init or self.settings.init)
+                )
         return growers
 
     def scene(self) -> Scene:

@@ -129,7 +129,8 @@ class Widener:
     """Units of the layer with the largest gain per cost, `resgrow.growth_gain`'s, with what makes them from there.
 
     Attributes:
-        init: of `resgrow.widen`; gains are TINY's whatever it is.
+        init: of `resgrow.widen`; gains are TINY's whatever it is. Random units need none: where no layer has any, they
+            come where a unit costs least.
     """
 
     family: Family
@@ -158,15 +159,16 @@ class Widener:
         width = {name: int(there.sum()) for name, there in zip(units.groups, live, strict=True)}
         assert ground.example is not None
         found = growth_gain(ground.model, ground.loss_fn, ground.batches, example_inputs=ground.example)
-        best: tuple[float, str, int] | None = None
+        best: tuple[float, float, str, int] | None = None
         for name, growth in found.items():
-            if name in each and name not in ground.resting and len(growth):
+            most = max(1, len(growth)) if self.init == "random" else len(growth)
+            if name in each and name not in ground.resting and most:
                 # A layer is doubled at most: the gains of more units than it has are far from their sum.
-                count = max(1, min(int(ground.size / each[name]), len(growth), width[name]))
+                count = max(1, min(int(ground.size / each[name]), most, width[name]))
                 price = float(growth.gain[:count].sum()) / (count * each[name])
-                if best is None or price > best[0]:
-                    best = price, name, count
-        return None if best is None else best[1:]
+                if best is None or (price, -each[name]) > best[:2]:
+                    best = price, -each[name], name, count
+        return None if best is None else best[2:]
 
 
 @dataclass

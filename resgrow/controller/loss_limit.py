@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from resgrow.controller.course import Course
-from resgrow.controller.grow import Grower
-from resgrow.controller.growth import LONGEST_REST, Growth
+from resgrow.controller.growing import LONGEST_REST, Growing
 from resgrow.controller.history import restored
 from resgrow.controller.moves import shrink_move
 from resgrow.controller.probation import LONGEST, Probation
@@ -45,9 +44,7 @@ class LossLimit:
         limit = math.inf if self.limit is None else self.limit
         return bool(losses) and losses[-1] <= limit
 
-    def towards(
-        self, course: Course, trust: Trust, growth: Growth, scene: Scene, growers: Sequence[Grower], settled: bool
-    ) -> None:
+    def towards(self, course: Course, trust: Trust, growth: Growing, scene: Scene, settled: bool) -> None:
         """One move, if one is called for.
 
         Args:
@@ -58,8 +55,8 @@ class LossLimit:
             return
         now = level(course.losses)
         if now > self.limit:
-            if growers and stalled(course.losses, self.limit):
-                growth.grow(course, scene, growers)
+            if course.settings.grow and stalled(course.losses, self.limit):
+                growth.grow(course, scene, called_for=True)
         elif self.rest > 0:
             self.rest -= 1
         elif now <= (1 - MARGIN) * self.limit and settled:
@@ -111,10 +108,10 @@ class LossLimit:
         assert self.limit is not None
         best: Shrunk | None = None
         for _ in range(TRIES):
-            shrunk = course.shop.try_shrink(scene, by, trust.fraction * scene.cost[by], trust.damping)
+            shrunk = course.shop.try_shrink(scene, by, trust.fraction * scene.cost[by], trust.damping, refit=True)
             if shrunk is None or (best is not None and shrunk.removal.where == best.removal.where):
                 break
-            best = course.shop.refitted(scene, shrunk)
+            best = shrunk
             if best.after <= self.hope * self.limit:
                 break
             trust.halve()

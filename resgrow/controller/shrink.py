@@ -140,6 +140,26 @@ def confirmed(
     return result
 
 
+def calibrated(scores: Scores, measured: Scores) -> Scores:
+    """``measured``, with what was not measured in it on its scale: times the ratio of both, in the group or over all.
+
+    Args:
+        scores: before some of them were measured.
+    """
+    differs = [score != found for score, found in zip(scores, measured, strict=True)]
+
+    def ratio(groups: Sequence[int]) -> float | None:
+        before = sum(float(scores[group][differs[group]].sum()) for group in groups)
+        return sum(float(measured[group][differs[group]].sum()) for group in groups) / before if before > 0 else None
+
+    everywhere = ratio(range(len(scores)))
+    factors = [ratio([group]) for group in range(len(scores))]
+    return [
+        torch.where(new, found, found * (everywhere if factor is None else factor)) if everywhere is not None else found
+        for found, new, factor in zip(measured, differs, factors, strict=True)
+    ]
+
+
 def _place(sizes: Sequence[int], flat: int) -> tuple[int, int]:
     group = 0
     while flat >= sizes[group]:

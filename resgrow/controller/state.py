@@ -19,9 +19,9 @@ from resgrow.surgery.plans import describe, fit, from_json, stored_tensors, to_j
 if TYPE_CHECKING:
     from resgrow.controller.controller import Controller
 
-# Of a `Course`, a `Growth` and a `LossLimit`: what plain types can tell.
+# Of a `Course`, a `Growing` and a `LossLimit`: what plain types can tell.
 _COURSE = ("steps", "every", "losses", "targets")
-_GROWTH = ("failures", "rest")
+_GROWING = ("failures", "rest", "refused")
 _LIMIT = ("limit", "failed", "failures", "rest", "hope", "recoveries")
 
 
@@ -31,7 +31,7 @@ def captured(ctl: Controller) -> dict[str, Any]:
     shop = course.shop
     return {
         "course": _fields(course, _COURSE),
-        "growth": _fields(ctl._growth, _GROWTH),
+        "growth": _fields(ctl._growth, _GROWING),
         "limit": _fields(ctl._limit, _LIMIT),
         "active": ctl._active,
         "trust": asdict(ctl.trust),
@@ -68,7 +68,7 @@ def restore(ctl: Controller, state: Mapping[str, Any]) -> None:
     ctl.masks.load_state_dict(state["masks"])
     for part, key, names in (
         (course, "course", _COURSE),
-        (ctl._growth, "growth", _GROWTH),
+        (ctl._growth, "growth", _GROWING),
         (ctl._limit, "limit", _LIMIT),
     ):
         for name in names:

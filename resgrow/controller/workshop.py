@@ -17,13 +17,14 @@ from resgrow.controller.newton import Step, newton_step
 from resgrow.controller.probation import put_back, taken
 from resgrow.controller.running import RunningCurvature
 from resgrow.controller.settings import label
-from resgrow.controller.shrink import Family, Removal, Scores, cheapest, confirmed, together
+from resgrow.controller.shrink import Family, Removal, Scores, calibrated, cheapest, confirmed, together
 from resgrow.curvature.batches import Batch, fewer
 from resgrow.curvature.evaluate import mean_loss
 from resgrow.curvature.heads import LossFn
 from resgrow.depth import StochasticDepth
 from resgrow.saliency import obd, saliency
 from resgrow.surgery import Masks, compact, make_units
+from resgrow.surgery.compensate import Compensation
 from resgrow.surgery.forward import AnyInputs, Example
 
 # Samples on which single units are removed for a look at what they are worth.
@@ -41,6 +42,7 @@ class Scene:
         cost: of the model as it is.
         shrink_resting, grow_resting: groups that have just moved the other way, and do not shrink or grow now.
         confirmed: scores by family, of which some are measured; for all tries of one move.
+        surgeon: what the survivors of a removal can be made to make up for it with, once it was needed.
     """
 
     estimation: list[Batch]
@@ -51,6 +53,7 @@ class Scene:
     shrink_resting: Collection[str] = frozenset()
     grow_resting: Collection[str] = frozenset()
     confirmed: dict[str, Scores] = field(default_factory=dict)
+    surgeon: Compensation | None = None
 
 
 @dataclass(frozen=True)
@@ -124,47 +127,77 @@ class Workshop:
     def loss(self, batches: Sequence[Batch], weights: Mapping[str, Tensor] | None = None) -> float:
         return mean_loss("Controller", self.model, self.loss_fn, batches, weights)
 
-    def try_shrink(self, scene: Scene, by: str, save: float, damping: float) -> Shrunk | None:
-        """The cheapest way to save ``save``, or as much as there is; None where nothing can go."""
-        saliency = obd(self.model, scene.h, damping)
+    def try_shrink(self, scene: Scene, by: str, save: float, damping: float, refit: bool = False) -> Shrunk | None:
+        """The cheapest way to save ``save``, or as much as there is; None where nothing can go.
+
+        Args:
+            refit: survivors make up for what goes, in the choice of units and in the result, see `refitted`.
+        """
+        saliency = self._saliency(scene, damping)
 
         def score(family: Family) -> Scores:
+            scores = self._survived(family, family.units.scores(saliency))
             if not self.confirm or family.unit in ("weight", "block"):
-                return self._survived(family, family.units.scores(saliency))
+                return scores
             if family.unit not in scene.confirmed:
-                scores, few = family.units.scores(saliency), fewer(scene.estimation, CONFIRMING)
-                base = self.loss(few)
-                scene.confirmed[family.unit] = confirmed(
-                    family,
-                    self._survived(family, scores),
-                    self.masks,
-                    by,
-                    self.confirm,
-                    lambda masks: self.loss(few, self._masked(masks)) - base,
-                )
+                scene.confirmed[family.unit] = self._confirmed(scene, family, scores, by, refit)
             return scene.confirmed[family.unit]
 
         removal = cheapest(self.families, score, save, self.masks, by, scene.shrink_resting)
         if removal is None:
             return None
         after = self.loss(scene.check, self._masked(removal.masks))
-        return Shrunk(removal, after, self.meter.cost({**self.masks, **removal.masks}))
+        shrunk = Shrunk(removal, after, self.meter.cost({**self.masks, **removal.masks}))
+        return self.refitted(scene, shrunk) if refit else shrunk
 
     def refitted(self, scene: Scene, shrunk: Shrunk) -> Shrunk:
         """The removal with survivors that keep each layer's output, least squares over its inputs (Optimal Brain
         Compression, Frantar & Alistarh 2022); as it was where that does not lower the loss."""
-        masks = {name: mask for name, mask in shrunk.removal.masks.items() if not bool(mask.all())}
         try:
-            surgeon = saliency(self.model, self.loss_fn, scene.estimation, "magnitude", refit=True).compensation
-            assert surgeon is not None
-            values = {
-                name: surgeon.update(name, self.model.get_parameter(name).detach(), mask)
-                for name, mask in masks.items()
-            }
+            values = self._made_good(scene, shrunk.removal.masks)
             after = self.loss(scene.check, values)
         except ValueError:  # inputs that no matrix can be made of or factorised, or a loss that is not finite
             return shrunk
         return replace(shrunk, after=after, values=values) if after < shrunk.after else shrunk
+
+    def _saliency(self, scene: Scene, damping: float) -> dict[str, Tensor]:
+        """Damped, but for weights whose curvature is exactly zero, as nothing that was seen depends on them: those
+        behind removed ones, or in front of them. They are worth nothing, however large they are."""
+        scores = obd(self.model, scene.h, damping)
+        if any(bool(h.any()) for h in scene.h.values()):
+            for name, score in scores.items():
+                if name in scene.h:
+                    score.masked_fill_(scene.h[name] == 0, 0)
+        return scores
+
+    def _confirmed(self, scene: Scene, family: Family, scores: Scores, by: str, refit: bool) -> Scores:
+        """Scores of which those of the cheapest units are what removing each costs, as measured."""
+        few = fewer(scene.estimation, CONFIRMING)
+        base = self.loss(few)
+
+        def rise(masks: Mapping[str, Tensor]) -> float:
+            plain = self.loss(few, self._masked(masks)) - base
+            if not refit:
+                return plain
+            try:
+                return min(plain, self.loss(few, self._made_good(scene, masks)) - base)
+            except ValueError:  # as in `refitted`
+                return plain
+
+        found = confirmed(family, scores, self.masks, by, self.confirm, rise)
+        return calibrated(scores, found) if refit else found
+
+    def _made_good(self, scene: Scene, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of the parameters that lose something by ``masks``. Raises ValueError as `Surgeon.update`."""
+        if scene.surgeon is None:
+            scene.surgeon = saliency(self.model, self.loss_fn, scene.estimation, "magnitude", refit=True).compensation
+        surgeon = scene.surgeon
+        assert surgeon is not None
+        return {
+            name: surgeon.update(name, self.model.get_parameter(name).detach(), mask)
+            for name, mask in masks.items()
+            if not torch.equal(mask, self.masks[name])
+        }
 
     def keep_shrunk(self, shrunk: Shrunk, grown: Grown | None = None) -> None:
         """Put it into force; with ``grown``, in such a way that undoing that takes it back, too."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import resgrow
 from resgrow import Budget, Controller, Trust
 from resgrow.controller.probation import LONGEST, STILL, Probation
-from resgrow.controller.shrink import Removal
+from resgrow.controller.shrink import Removal, calibrated
 from resgrow.controller.workshop import Shrunk
 
 Batch = tuple[Tensor, Tensor]
@@ -109,7 +109,8 @@ def test_a_network_that_is_too_large_shrinks_as_far_as_its_loss_allows():
 
 
 def test_growth_that_is_not_worth_it_leaves_no_trace(monkeypatch):
-    monkeypatch.setattr("resgrow.controller.growth.WORTH", 1e9)
+    monkeypatch.setattr("resgrow.controller.growing.WORTH", 1e9)
+    monkeypatch.setattr("resgrow.controller.growing.ENOUGH", 10**9)
     model, optimizer, ctl = setup(Budget(loss=1e-6), every=10)
     tried = 0
     for batch in wave(800):
@@ -122,6 +123,16 @@ def test_growth_that_is_not_worth_it_leaves_no_trace(monkeypatch):
         tried = len(ctl.history)
     assert tried > 1
     assert not any(move.accepted for move in ctl.history)
+
+
+def test_a_network_whose_units_are_all_dead_grows_all_the_same():
+    """No gradient tells of anything to gain, and the loss is above its limit."""
+    model, optimizer, ctl = setup(Budget(loss=0.05), width=2)
+    with torch.no_grad():
+        model[0].bias.fill_(-100)
+    train(model, optimizer, ctl, wave(2000))
+    assert any(move.kind == "widen" and move.accepted for move in ctl.history)
+    assert ctl.met
 
 
 @pytest.mark.parametrize("unit", ["weight", (2, 1)])
@@ -344,6 +355,15 @@ def test_a_removal_is_judged_by_what_is_made_up_for():
     assert ctl._course.shop.loss(scene.check) == pytest.approx(better.after, rel=1e-5)
     assert model[4].weight[0, first] == 0
     assert abs(model[4].weight[0, second].item()) > 0.75 * abs(whole)
+
+
+def test_what_is_not_measured_is_put_on_the_scale_of_what_is():
+    scores = [torch.tensor([1.0, 2.0, 4.0]), torch.tensor([8.0])]
+    measured = [torch.tensor([0.1, 2.0, 4.0]), torch.tensor([8.0])]
+    found = calibrated(scores, measured)
+    assert torch.allclose(found[0], torch.tensor([0.1, 0.2, 0.4]))
+    assert torch.allclose(found[1], torch.tensor([0.8]))
+    assert all(torch.equal(a, b) for a, b in zip(calibrated(scores, scores), scores, strict=True))
 
 
 def test_compact_takes_out_what_is_masked_and_goes_on():

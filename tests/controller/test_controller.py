@@ -141,8 +141,8 @@ def test_measured_loss_is_that_of_the_model_after_the_move():
 
 
 def test_a_bad_move_leaves_no_trace():
-    trust = Trust(fraction=0.3, tolerance=0.0, patience=0.0)
-    model, optimizer, ctl = setup(Budget(params=0.1), trust=trust, confirm=0)  # which would find dead units
+    trust = Trust(fraction=0.3, tolerance=-1.0, patience=-1.0)  # units that are dead cost nothing
+    model, optimizer, ctl = setup(Budget(params=0.1), trust=trust, confirm=0)
     train(model, optimizer, None, batches(40))
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), ctl.masks.state_dict()))
     for batch in batches(10):  # of the first look nothing is known about how the loss moves
@@ -158,6 +158,23 @@ def test_a_bad_move_leaves_no_trace():
     assert all(torch.equal(before[2][name], value) for name, value in after[2].items())
     for index, state in after[1]["state"].items():
         assert all(torch.equal(before[1]["state"][index][key], value) for key, value in state.items())
+
+
+def test_what_nothing_depends_on_goes_first_and_costs_nothing():
+    """Weights into a unit without ways out are as good as gone, however large they are."""
+    model, optimizer, ctl = setup(Budget(params=0.5), unit="weight")
+    cut = {name: mask.clone() for name, mask in ctl.masks.items()}
+    cut["2.weight"][:, :8] = False
+    ctl.masks.update(cut)
+    with torch.no_grad():
+        model[0].weight[:8] *= 10
+    train(model, optimizer, ctl, batches(60))
+    first = next(move for move in ctl.history if move.accepted)
+    assert first.where.keys() <= {"0.weight", "0.bias"}
+    assert first.predicted == 0
+    assert first.actual == 0
+    gone = ~ctl.masks["0.weight"][:8]
+    assert gone.sum() >= min(first.count, gone.numel()) * 0.5
 
 
 def test_removed_weights_and_their_moments_stay_zero():
