@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resgrow.controller.course import Course
+from resgrow.controller.course import GROUPS, Course
 from resgrow.controller.moves import shrink_move
 from resgrow.controller.trust import Trust, pace
 from resgrow.controller.workshop import Scene
@@ -16,21 +16,21 @@ def shrink(course: Course, trust: Trust, scene: Scene, by: str) -> None:
     shop, cost, target = course.shop, scene.cost[by], course.targets[by]
     left = course.moves_left
     needed = 0.0 if left is None else pace(cost, target, left)
-    last = None
+    stakes, last = course.stakes(scene), None
     for _ in range(TRIES):
         fraction = max(needed, min(trust.fraction, 1 - target / cost))
-        shrunk = shop.try_shrink(scene, by, min(fraction * cost, cost - target), trust.damping)
+        shrunk = shop.try_shrink(scene, by, min(fraction * cost, cost - target), trust.damping, GROUPS)
         if shrunk is None:
             return
         if last is not None and shrunk.removal.where == last:
             break  # one unit is the least that can go
         last = shrunk.removal.where
         actual = shrunk.after - scene.before
-        kept = fraction <= needed or trust.accepts(actual, scene.before)
+        kept = fraction <= needed or trust.accepts(actual, stakes)
         course.tried([shrink_move(course.steps, scene, shrunk, by, kept, trust, scene.before)])
         if kept:
             shop.keep_shrunk(shrunk)
-            trust.kept(shrunk.removal.predicted, actual, scene.before)
+            trust.kept(shrunk.removal.predicted, actual, stakes)
             return
         trust.refused()
     trust.stuck()

@@ -20,6 +20,8 @@ GROUPS = ("channel", "residual")
 LOOKS = 3.0
 # What a forward pass takes of a training step: measured between .28 (ResNet-20) and .46 (LeNet-5).
 FORWARD = 0.4
+# Part of what has been learned, as a fall of the loss, that losses below it are taken for.
+KNOWLEDGE = 0.1
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Course:
     targets: absolute limits of cost. recent: newest training batches. held: those to check on, if any were given.
     every: steps between moves, once that is known. steps: seen so far.
     losses: newest looks at the held data, since the last change. history: every move tried.
+    uninformed: loss of a model that gives every sample the same output, once it was needed.
     """
 
     shop: Workshop
@@ -38,6 +41,7 @@ class Course:
     every: int | None
     steps: int = 0
     losses: list[float] = field(default_factory=list)
+    uninformed: float | None = None
     history: list[Move] = field(default_factory=list)
     deepener: Deepener = field(default_factory=Deepener)
 
@@ -64,10 +68,12 @@ class Course:
     def due(self, batch_size: int) -> bool:
         """Whether moves are due after this step, made on a batch of that size."""
         if self.every is None:
-            held = self.recent.samples / 2 if self.held is None else sum(len(target) for _, target in self.held)
-            confirm = self.settings.confirm
-            single = any(family.unit in GROUPS for family in self.shop.families) and confirm > 0
-            samples = LOOKS * held + (CONFIRMING * (confirm + 1) if single else 0)
+            half = self.recent.samples / 2
+            held = half if self.held is None else sum(len(target) for _, target in self.held)
+            samples = LOOKS * held
+            if any(family.unit in GROUPS for family in self.shop.families):
+                # How inputs go together, and what each of the cheapest units is worth.
+                samples += (half if self.held is None else 2 * half) + CONFIRMING * (self.settings.confirm + 1)
             self.every = max(1, math.ceil(FORWARD * samples / (batch_size * self.settings.share)))
         return self.steps % self.every == 0 or self.steps == self.settings.deadline
 
@@ -118,11 +124,18 @@ class Course:
             frozenset(name for move in recent if not move.grows for name in move.where),
         )
 
+    def stakes(self, scene: Scene) -> float:
+        """What a rise of the loss is compared with: the loss itself, or a tenth of what the model has learned, where
+        that is more. A loss that is next to nothing has no say in how much of it may be lost."""
+        if self.uninformed is None:
+            self.uninformed = self.shop.uninformed_loss(scene.check)
+        return max(scene.before, KNOWLEDGE * (self.uninformed - scene.before))
+
     def settled(self, scene: Scene) -> bool:
-        """Whether training has slowed down since the last look: the loss no longer falls by much."""
+        """Whether training has slowed down since the last look: the loss falls by little of what is at stake."""
         if not self.losses:
             return False
-        return self.losses[-1] - scene.before <= SETTLED * abs(self.losses[-1])
+        return self.losses[-1] - scene.before <= SETTLED * max(abs(self.losses[-1]), self.stakes(scene))
 
     def look(self, loss: float) -> None:
         self.losses = [*self.losses, loss][-2 * SMOOTH :]

@@ -12,6 +12,7 @@ from resgrow.controller.history import restored
 from resgrow.controller.moves import shrink_move
 from resgrow.controller.probation import LONGEST, Probation
 from resgrow.controller.progress import level, stalled
+from resgrow.controller.settings import KINDS
 from resgrow.controller.trust import Trust
 from resgrow.controller.workshop import Scene, Shrunk
 
@@ -108,7 +109,7 @@ class LossLimit:
         assert self.limit is not None
         best: Shrunk | None = None
         for _ in range(TRIES):
-            shrunk = course.shop.try_shrink(scene, by, trust.fraction * scene.cost[by], trust.damping, refit=True)
+            shrunk = course.shop.try_shrink(scene, by, trust.fraction * scene.cost[by], trust.damping, KINDS)
             if shrunk is None or (best is not None and shrunk.removal.where == best.removal.where):
                 break
             best = shrunk

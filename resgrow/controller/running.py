@@ -17,6 +17,8 @@ from resgrow.curvature.heads import LossFn
 PASS = 1.2
 # Half of what the estimate knows is from the last 6.6 passes.
 DECAY = 0.9
+# So many passes that never saw a weight matter say that it does not.
+BELIEVED = 8
 
 
 class RunningCurvature:
@@ -79,6 +81,11 @@ class RunningCurvature:
         if any(p.requires_grad and name not in self._known() for name, p in self.model.named_parameters()):
             self.add(batches)
         return {name: total / self._weights[name] for name, total in self._sums.items()}
+
+    def unseen(self, name: str) -> Tensor | None:
+        """Where the curvature of a parameter is exactly zero, after passes enough to believe it; None before."""
+        total = self._sums.get(name)
+        return None if total is None or self._weights[name] < 1 - DECAY**BELIEVED else total == 0
 
     def _known(self) -> set[str]:
         shapes = {name: p.shape for name, p in self.model.named_parameters() if p.requires_grad}

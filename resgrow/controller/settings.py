@@ -12,6 +12,8 @@ from resgrow.controller.budget import Budget
 from resgrow.controller.grow import INITS
 
 UNITS = ("channel", "weight", "residual")
+# As moves name them.
+KINDS = ("channel", "weight", "block", "residual")
 Unit = str | tuple[int, int] | Sequence[str | tuple[int, int]]
 
 

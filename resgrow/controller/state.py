@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from resgrow.controller.controller import Controller
 
 # Of a `Course`, a `Growing` and a `LossLimit`: what plain types can tell.
-_COURSE = ("steps", "every", "losses", "targets")
+_COURSE = ("steps", "every", "losses", "targets", "uninformed")
 _GROWING = ("failures", "rest", "refused")
 _LIMIT = ("limit", "failed", "failures", "rest", "hope", "recoveries")
 

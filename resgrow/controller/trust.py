@@ -15,8 +15,9 @@ class Trust:
     Attributes:
         fraction: share of the live cost that the next move may take or add.
         damping: multiple of the mean curvature added to every curvature.
-        tolerance: rise of the loss, relative to the loss, that a move may cause. Grows while no move passes (the
-            budget sets the price), and falls back to ``patience`` when moves do.
+        tolerance: rise of the loss that a move may cause, relative to what is at stake: the loss, or a tenth of its
+            fall from that of constant outputs, where that is more. Grows while no move passes (the budget sets the
+            price), and falls back to ``patience`` when moves do.
         patience: the tolerance to begin with.
     """
 
@@ -25,14 +26,14 @@ class Trust:
     tolerance: float = 0.1
     patience: float = 0.1
 
-    def accepts(self, actual: float, loss: float) -> bool:
+    def accepts(self, actual: float, stakes: float) -> bool:
         """Whether a measured rise of the loss is harmless enough to keep the move."""
-        return actual <= self.tolerance * loss
+        return actual <= self.tolerance * stakes
 
-    def kept(self, predicted: float, actual: float, loss: float) -> None:
+    def kept(self, predicted: float, actual: float, stakes: float) -> None:
         """Learn from a removal that was kept."""
         ratio = actual / max(predicted, 1e-12)
-        harmless = actual <= 0.5 * self.tolerance * loss
+        harmless = actual <= 0.5 * self.tolerance * stakes
         self._step(1.5 if harmless or ratio < 0.5 else 1.1 if ratio < 1.5 else 0.7)
         if not harmless and ratio > 1.5:
             self._damp(1.5)

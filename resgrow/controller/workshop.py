@@ -19,16 +19,20 @@ from resgrow.controller.running import RunningCurvature
 from resgrow.controller.settings import label
 from resgrow.controller.shrink import Family, Removal, Scores, calibrated, cheapest, confirmed, together
 from resgrow.curvature.batches import Batch, fewer
-from resgrow.curvature.evaluate import mean_loss
+from resgrow.curvature.evaluate import mean_loss, uninformed_loss
 from resgrow.curvature.heads import LossFn
 from resgrow.depth import StochasticDepth
-from resgrow.saliency import obd, saliency
+from resgrow.saliency import obd
+from resgrow.saliency.obs import layer_surgeon
+from resgrow.saliency.quadratic import Surgeon
+from resgrow.saliency.request import Request
 from resgrow.surgery import Masks, compact, make_units
-from resgrow.surgery.compensate import Compensation
 from resgrow.surgery.forward import AnyInputs, Example
 
 # Samples on which single units are removed for a look at what they are worth.
 CONFIRMING = 256
+# Output positions of a layer that tell how its inputs go together: of 3x3 convolutions those of eight CIFAR images.
+ENOUGH = 8192
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Scene:
     shrink_resting: Collection[str] = frozenset()
     grow_resting: Collection[str] = frozenset()
     confirmed: dict[str, Scores] = field(default_factory=dict)
-    surgeon: Compensation | None = None
+    surgeon: Surgeon | None = None
 
 
 @dataclass(frozen=True)
@@ -127,11 +131,16 @@ class Workshop:
     def loss(self, batches: Sequence[Batch], weights: Mapping[str, Tensor] | None = None) -> float:
         return mean_loss("Controller", self.model, self.loss_fn, batches, weights)
 
-    def try_shrink(self, scene: Scene, by: str, save: float, damping: float, refit: bool = False) -> Shrunk | None:
+    def uninformed_loss(self, batches: Sequence[Batch]) -> float:
+        return uninformed_loss("Controller", self.model, self.loss_fn, batches)
+
+    def try_shrink(
+        self, scene: Scene, by: str, save: float, damping: float, refit: Collection[str] = ()
+    ) -> Shrunk | None:
         """The cheapest way to save ``save``, or as much as there is; None where nothing can go.
 
         Args:
-            refit: survivors make up for what goes, in the choice of units and in the result, see `refitted`.
+            refit: kinds of units for which survivors make up, in the choice and in the result, see `refitted`.
         """
         saliency = self._saliency(scene, damping)
 
@@ -140,7 +149,7 @@ class Workshop:
             if not self.confirm or family.unit in ("weight", "block"):
                 return scores
             if family.unit not in scene.confirmed:
-                scene.confirmed[family.unit] = self._confirmed(scene, family, scores, by, refit)
+                scene.confirmed[family.unit] = self._confirmed(scene, family, scores, by, family.unit in refit)
             return scene.confirmed[family.unit]
 
         removal = cheapest(self.families, score, save, self.masks, by, scene.shrink_resting)
@@ -148,7 +157,7 @@ class Workshop:
             return None
         after = self.loss(scene.check, self._masked(removal.masks))
         shrunk = Shrunk(removal, after, self.meter.cost({**self.masks, **removal.masks}))
-        return self.refitted(scene, shrunk) if refit else shrunk
+        return self.refitted(scene, shrunk) if removal.unit in refit else shrunk
 
     def refitted(self, scene: Scene, shrunk: Shrunk) -> Shrunk:
         """The removal with survivors that keep each layer's output, least squares over its inputs (Optimal Brain
@@ -161,13 +170,14 @@ class Workshop:
         return replace(shrunk, after=after, values=values) if after < shrunk.after else shrunk
 
     def _saliency(self, scene: Scene, damping: float) -> dict[str, Tensor]:
-        """Damped, but for weights whose curvature is exactly zero, as nothing that was seen depends on them: those
-        behind removed ones, or in front of them. They are worth nothing, however large they are."""
+        """Damped, but for weights that nothing depends on, as many passes have said: those into removed units, or out
+        of them. They are worth nothing, however large they are."""
         scores = obd(self.model, scene.h, damping)
-        if any(bool(h.any()) for h in scene.h.values()):
+        if any(bool(h.any()) for h in scene.h.values()):  # a loss without curvature says nothing of this
             for name, score in scores.items():
-                if name in scene.h:
-                    score.masked_fill_(scene.h[name] == 0, 0)
+                unseen = self.estimate.unseen(name)
+                if unseen is not None and unseen.shape == score.shape:
+                    score.masked_fill_(unseen, 0)
         return scores
 
     def _confirmed(self, scene: Scene, family: Family, scores: Scores, by: str, refit: bool) -> Scores:
@@ -190,9 +200,8 @@ class Workshop:
     def _made_good(self, scene: Scene, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values of the parameters that lose something by ``masks``. Raises ValueError as `Surgeon.update`."""
         if scene.surgeon is None:
-            scene.surgeon = saliency(self.model, self.loss_fn, scene.estimation, "magnitude", refit=True).compensation
+            scene.surgeon = layer_surgeon(Request(self.model, self.loss_fn, scene.estimation, "refit", {}), ENOUGH)
         surgeon = scene.surgeon
-        assert surgeon is not None
         return {
             name: surgeon.update(name, self.model.get_parameter(name).detach(), mask)
             for name, mask in masks.items()

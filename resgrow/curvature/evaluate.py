@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,32 @@ def mean_loss(
     Raises:
         ValueError: the loss is NaN, or no target counts. An infinite one is returned: a deletion may well cause it.
     """
+    return _mean(op, model, loss_fn, batches, weights, lambda output: output)
+
+
+def uninformed_loss(op: str, model: nn.Module, loss_fn: LossFn, batches: Sequence[Batch]) -> float:
+    """Mean loss if the model answered the mean of its outputs to every sample of a batch: its outputs' scale, and
+    nothing of what it knows about the inputs.
+
+    Raises:
+        ValueError: as `mean_loss`.
+    """
+    return _mean(op, model, loss_fn, batches, None, lambda output: output.mean(0, keepdim=True).expand_as(output))
+
+
+def _mean(
+    op: str,
+    model: nn.Module,
+    loss_fn: LossFn,
+    batches: Sequence[Batch],
+    weights: Mapping[str, Tensor] | None,
+    seen: Callable[[Tensor], Tensor],
+) -> float:
     head = head_of(op, loss_fn)
     total, weight = 0.0, 0.0
     with torch.no_grad(), eval_mode(model):
         for inputs, target in batches:
-            output = call(model, inputs, weights)
+            output = seen(call(model, inputs, weights))
             loss = float(head.loss(output, target))
             if math.isnan(loss):
                 raise ValueError(f"{op}: the loss is NaN; check the data, or lower the learning rate")

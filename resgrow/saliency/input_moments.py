@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,10 +13,16 @@ from resgrow.saliency.layers import Layer, run, watched
 from resgrow.saliency.request import Request
 
 
-def input_moments(request: Request, layers: list[Layer]) -> tuple[dict[str, Tensor], dict[str, float]]:
+def input_moments(
+    request: Request, layers: list[Layer], enough: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """``2/N sum_n X_n X_n^T`` with ``X_n`` the (unfolded) inputs of sample ``n``, one column per output position.
 
     Half of ``dw^T H dw`` is then a row's squared error of the output, summed over positions, mean over ``N`` samples.
+
+    Args:
+        enough: output positions after which a layer, or twice the elements of its row where that is more, is seen well
+            enough: further data do not change its matrix, which is then on a scale of its own.
 
     Returns:
         ``{weight name: (groups, 1, D, D)}`` with ``D`` the elements of a row of the weight, and ``{weight name: output
@@ -25,8 +33,12 @@ def input_moments(request: Request, layers: list[Layer]) -> tuple[dict[str, Tens
 
     def visit(layer: Layer, x: Tensor) -> None:
         total = sums[layer.weight]
+        row = total.shape[-1]
+        most = math.inf if enough is None else max(enough, 2 * row)
         x = x if layer.spatial == 0 or x.dim() > layer.spatial + 1 else x[None]
-        for piece in x.split(max(1, CHUNK // patches_size(layer.module, x))):
+        for piece in x.split(max(1, int(min(CHUNK, most * row)) // patches_size(layer.module, x))):
+            if positions[layer.weight] >= most:
+                return
             columns = patches(layer.module, piece).flatten(1, -2).to(total.dtype)
             total[:, 0].baddbmm_(columns.transpose(1, 2), columns, alpha=2)
             positions[layer.weight] += columns.shape[1]

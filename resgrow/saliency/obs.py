@@ -51,9 +51,13 @@ def _blocks(request: Request, kind: str, damping: float) -> Saliency:
     return Saliency(_scores(request, quadratics), "obs", LOSS, damping=damping, compensation=Surgeon(quadratics))
 
 
-def layer_surgeon(request: Request) -> Surgeon:
-    """Corrects the weights of each layer that runs as a module such that its output stays what it is."""
-    moments, _ = input_moments(request, _refittable(request))
+def layer_surgeon(request: Request, enough: int | None = None) -> Surgeon:
+    """Corrects the weights of each layer that runs as a module such that its output stays what it is.
+
+    Args:
+        enough: see `input_moments`.
+    """
+    moments, _ = input_moments(request, _refittable(request), enough)
     return Surgeon(_layer_quadratics(moments, LAYER_DAMPING))
 
 

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 # Numbers in the matrices that are factorised together: 32 MiB in float64.
 BATCH = 2**22
+# Problems for each factor, at least, that make it worthwhile to go through the factors one by one.
+FEW = 4
 
 
 class Quadratic:
@@ -60,12 +62,23 @@ class Quadratic:
         live, lost = kept & (parts != 0), parts.double() * ~kept
         new = parts.double() * kept
         affected = (lost.any(1) & live.any(1)).nonzero()[:, 0]
+        # Problems of one matrix that lack the same share its factor: all rows, where inputs of a layer go.
+        alike, which = torch.cat([keys[affected, None], live[affected]], 1).unique(dim=0, return_inverse=True)
 
         def change(index: Tensor) -> Tensor:
             pull = self._product(keys[index], lost[index]) * live[index]
             return self._with_factor(keys[index], live[index], lambda f, order: _solved(f, order, pull))
 
-        new[affected] += self._batched(change, affected, live)
+        def change_alike(index: Tensor) -> Tensor:
+            pull, one = self._product(keys[index], lost[index]) * live[index], index[:1]
+            return self._with_factor(keys[one], live[one], lambda f, order: _solved_alike(f, order, pull))
+
+        if len(alike) * FEW <= len(affected):
+            for pattern in range(len(alike)):
+                rows = affected[which == pattern]
+                new[rows] += change_alike(rows)
+        else:
+            new[affected] += self._batched(change, affected, live)
         return self._join(new, weight)
 
     def _problems(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,6 +138,12 @@ def _solved(factor: Tensor, order: Tensor, pull: Tensor) -> Tensor:
     """The change of what is live, zero elsewhere: ``(problems, size)``."""
     change = torch.cholesky_solve(pull.gather(1, order)[:, :, None], factor)[:, :, 0]
     return torch.zeros_like(pull).scatter_(1, order, change)
+
+
+def _solved_alike(factor: Tensor, order: Tensor, pull: Tensor) -> Tensor:
+    """As `_solved`, of several problems with the one factor: ``(problems, size)``."""
+    change = torch.cholesky_solve(pull[:, order[0]].T, factor[0]).T
+    return torch.zeros_like(pull).index_copy_(1, order[0], change)
 
 
 @contextmanager
