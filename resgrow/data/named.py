@@ -81,14 +81,14 @@ def _find(folders: list[Path], named: Named) -> Callable[[], RawImages] | None:
 
 def _download(name: str, folder: Path) -> None:
     try:
-        import torchvision.datasets
+        from torchvision import datasets
     except (ImportError, RuntimeError) as error:  # a torchvision for another torch raises RuntimeError
         raise RunError(
             f"data: {name}: downloading needs torchvision (got {error}); install the torchvision that belongs "
             f"to this torch, or {NAMED[name].source} and pass --data-dir"
         ) from error
     try:
-        getattr(torchvision.datasets, NAMED[name].torchvision)(str(folder), download=True)
+        getattr(datasets, NAMED[name].torchvision)(str(folder), download=True)
     except (OSError, RuntimeError) as error:
         raise RunError(
             f"data: {name}: the download into {folder} failed ({error}); check network and folder, "

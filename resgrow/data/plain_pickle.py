@@ -26,10 +26,13 @@ _SCALARS = (bytes, str, int, float)
 # Operations of the pickle machine, by pickletools' names. Not among them: objects of classes, persistent names, buffers
 # from elsewhere, the registry of extensions.
 _OPERATIONS = frozenset(
-    "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT "
-    "BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES "
-    "BINBYTES8 BYTEARRAY8 EMPTY_LIST APPEND APPENDS LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM "
-    "SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD".split()
+    """
+    PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT
+    BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES
+    SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_LIST APPEND APPENDS LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL
+    REDUCE BUILD
+    """.split()  # noqa: SIM905
 )
 # An array is pickled with about five. Very many can be nested so deep that hashing the outermost ends the process.
 _TUPLES = 1000
@@ -163,7 +166,8 @@ def _look_through(data: bytes) -> None:
         _require(operation.name in _OPERATIONS, f"the operation {operation.name}")
         tuples += operation.name.startswith("TUPLE")
         # The table of remembered objects is made as long as the largest of these numbers.
-        _require(not operation.name.endswith("PUT") or argument <= len(data), f"object number {argument}")
+        number = argument if operation.name.endswith("PUT") else 0
+        _require(isinstance(number, int) and number <= len(data), f"object number {argument}")
     _require(tuples <= _TUPLES, f"{tuples} tuples")
 
 

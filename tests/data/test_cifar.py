@@ -77,7 +77,9 @@ def test_class_names_from_the_folder(tmp_path):
 def test_missing_batch(tmp_path, make, name):
     make(tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(InputError, match=rf"must be there \(got no {name}\); unpack cifar-100?-\w+\.tar\.gz from https:"):
+    with pytest.raises(
+        InputError, match=rf"must be there \(got no {name}\); unpack cifar-100?-\w+\.tar\.gz from https:"
+    ):
         load(tmp_path)
 
 

@@ -105,5 +105,7 @@ def test_empty_half(tmp_path):
 def test_unknown_layout_and_unknown_name(tmp_path):
     with pytest.raises(InputError, match="known are: train-images-idx3-ubyte"):
         load(tmp_path)
-    with pytest.raises(InputError, match=r"digits, mnist, fashion-mnist, cifar10, cifar100 or an existing folder \(got 'digit'\)"):
+    with pytest.raises(
+        InputError, match=r"digits, mnist, fashion-mnist, cifar10, cifar100 or an existing folder \(got 'digit'\)"
+    ):
         load("digit")

@@ -37,7 +37,12 @@ def refused(path, data: bytes, found: str) -> None:
 
 
 def test_files_as_the_originals_are(tmp_path):
-    batch = {"batch_label": "testing batch 1 of 1", "labels": [3, 300], "data": ARRAY, "filenames": ["a.png", "b" * 300]}
+    batch = {
+        "batch_label": "testing batch 1 of 1",
+        "labels": [3, 300],
+        "data": ARRAY,
+        "filenames": ["a.png", "b" * 300],
+    }
     path = tmp_path / "batch"
     path.write_bytes(python2_pickle(batch))
     found, unpickled = read_plain(path), pickle.loads(path.read_bytes(), encoding="bytes")
@@ -212,11 +217,12 @@ def test_every_cut_is_named(tmp_path):
             read_plain(path)
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 def test_damage_is_an_input_error_or_data(tmp_path):
     whole = bytearray(python2_pickle({"labels": [1, 2], "data": ARRAY}))
     generator, refusals = np.random.default_rng(0), 0
     path = tmp_path / "batch"
-    for _ in range(2000):
+    for _ in range(600):
         damaged = whole.copy()
         for place in generator.integers(0, len(whole), generator.integers(1, 4)):
             damaged[place] = generator.integers(0, 256)
@@ -227,7 +233,7 @@ def test_damage_is_an_input_error_or_data(tmp_path):
             refusals += 1
         else:
             assert all(isinstance(value, bytes | str | int | float | list | np.ndarray) for value in found.values())
-    assert 500 < refusals < 2000
+    assert 200 < refusals < 600
 
 
 def test_a_program_among_batches(tmp_path):
