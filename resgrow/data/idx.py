@@ -134,10 +134,15 @@ def _half(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.ndarray]
 
 def _compare(folder: Path, paths: list[Path], name: str | None) -> tuple[str | None, bool | None]:
     """Whose files these are, as far as that can be told, and whether they are the published ones."""
-    agree = {each: checksums.agreeing(paths, published.md5) for each, published in PUBLISHED.items()}
-    whole = next((each for each, count in agree.items() if count == len(paths)), None)
+    whole, some = None, False
+    for each in sorted(PUBLISHED, key=lambda key: key != name):
+        count = checksums.agreeing(paths, PUBLISHED[each].md5)
+        some = some or count > 0
+        if count == len(paths):
+            whole = each
+            break
     if name is None:
-        return whole, True if whole else False if any(agree.values()) else None
+        return whole, True if whole else False if some else None
     if whole is not None and whole != name:
         raise InputError(
             f"data: {folder}: the files must be those of {PUBLISHED[name].title} (got {PUBLISHED[whole].title}'s, by "
