@@ -18,8 +18,8 @@ FIT_EXAMPLES = """examples:
       scikit-learn's digits, resnet8, a tenth of the parameters: about a minute
   resgrow fit --data mnist --data-dir ~/data --model lenet5 --budget params=0.02
       MNIST from its four IDX files, two percent of the parameters
-  resgrow fit --data ~/data/cifar-10-batches-bin --model resnet20 --budget params=0.3,macs=0.4
-      CIFAR-10, channels, both budgets at once
+  resgrow fit --data cifar10 --data-dir ~/data --model resnet20 --budget params=0.3,macs=0.4
+      CIFAR-10 from its binary or python batches, channels, both budgets at once
   resgrow fit --data ~/photos --model resnet8 --width 2 --budget params=20000
       own images in train/<class>/ and test/<class>/, at most 20,000 parameters
 """
@@ -66,6 +66,12 @@ MODEL_HELP = (
     "resnet8, resnet20, resnet56, lenet5, torchvision:NAME, package.module:function, or a folder written by "
     "resgrow.save or resgrow fit"
 )
+
+DATA_HELP = (
+    "digits, mnist, fashion-mnist, cifar10, cifar100, or a folder: four IDX files, binary or python CIFAR batches, or "
+    "images in train/<class>/ and test/<class>/"
+)
+DATA_DIR_HELP = "where the files of a known name are, or their usual subfolder (default: $RESGROW_DATA_DIR)"
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -216,9 +222,9 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", default="digits", metavar="digits|mnist|DIR", help="data set (default: digits)")
-    add("--data-dir", metavar="DIR", help="where MNIST's files are (default: $RESGROW_DATA_DIR)")
-    add("--download", action="store_true", help="fetch MNIST with torchvision if its files are missing")
+    add("--data", default="digits", metavar="NAME|DIR", help=f"{DATA_HELP} (default: digits)")
+    add("--data-dir", metavar="DIR", help=DATA_DIR_HELP)
+    add("--download", action="store_true", help="fetch a data set of a known name with torchvision if it is missing")
     add("--model", metavar="NAME", help="resnet8, resnet20, resnet56 or lenet5 (default: by data set)")
     add("--width", type=float, default=1.0, help="factor on a resnet's channels (default: 1.0)")
     add(
@@ -267,8 +273,8 @@ def _add_saliency(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder written by resgrow.save, or run folder of resgrow fit")
-    add("--data", required=True, metavar="digits|mnist|DIR", help="data set")
-    add("--data-dir", metavar="DIR", help="where MNIST's files are (default: $RESGROW_DATA_DIR)")
+    add("--data", required=True, metavar="NAME|DIR", help=DATA_HELP)
+    add("--data-dir", metavar="DIR", help=DATA_DIR_HELP)
     add(
         "--method",
         default="obd",

@@ -12,16 +12,22 @@ from torch import Tensor
 
 from resgrow._errors import InputError
 
+_ORIGIN = {True: "; the published files", False: "; not the published files", None: ""}
+
 
 @dataclass(frozen=True)
 class RawImages:
-    """Images as they lie on disk: uint8 (N, C, H, W) and int64 labels (N,), for both halves."""
+    """Images as they lie on disk: uint8 (N, C, H, W) and int64 labels (N,), for both halves.
+
+    ``verified``: as in `Dataset`.
+    """
 
     train_images: np.ndarray
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
     classes: tuple[str, ...]
+    verified: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Dataset:
 
     ``train_x``, ``test_x``: float32 (N, C, H, W), standardised per channel with mean and deviation
     of the *training* images. ``train_y``, ``test_y``: int64 (N,) in [0, len(classes)).
+    ``verified``: True where every file has the checksum of the published one, False where one has not (a copy, own data
+    in a published layout), None where nothing is published to compare with.
     """
 
     name: str
@@ -38,12 +46,19 @@ class Dataset:
     test_x: Tensor
     test_y: Tensor
     classes: tuple[str, ...]
+    verified: bool | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         channels, height, width = self.train_x.shape[1:]
         return channels, height, width
+
+    def describe(self) -> str:
+        """One line: what it is, how much of it, and whether the files are the published ones."""
+        shape = "x".join(map(str, self.image_shape))
+        line = f"{self.name}: {len(self.train_y):,} training and {len(self.test_y):,} test images of {shape}"
+        return f"{line}, {len(self.classes)} classes{_ORIGIN[self.verified]}"
 
     def to(self, device: str | torch.device) -> Dataset:
         """The same with its tensors on ``device``."""
@@ -105,6 +120,7 @@ def standardise(name: str, raw: RawImages) -> Dataset:
         test_x=prepare(raw.test_images),
         test_y=labels(raw.test_labels),
         classes=raw.classes,
+        verified=raw.verified,
     )
 
 

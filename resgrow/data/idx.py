@@ -10,11 +10,13 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from resgrow._errors import InputError
+from resgrow.data import checksums
 from resgrow.data.dataset import RawImages, numbered_classes
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
@@ -23,6 +25,30 @@ TEST_IMAGES = "t10k-images-idx3-ubyte"
 TEST_LABELS = "t10k-labels-idx1-ubyte"
 FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 UNSIGNED_BYTE = 0x08
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set in this layout: ``classes`` have names, where they mean more than their numbers."""
+
+    title: str
+    url: str
+    md5: checksums.Table
+    classes: tuple[str, ...] = ()
+
+
+PUBLISHED = {
+    "mnist": Published("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/", checksums.MNIST),
+    "fashion-mnist": Published(
+        "Fashion-MNIST",
+        "https://github.com/zalandoresearch/fashion-mnist",
+        checksums.FASHION_MNIST,
+        (
+            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        ),
+    ),
+}
 
 
 def find_file(folder: Path, stem: str) -> Path | None:
@@ -86,27 +112,59 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
-def _half(folder: Path, images_stem: str, labels_stem: str) -> tuple[np.ndarray, np.ndarray]:
-    paths = []
-    for stem in (images_stem, labels_stem):
-        path = find_file(folder, stem)
-        if path is None:
-            raise InputError(
-                f"data: {folder}: all four IDX files must be there (got no {stem} or {stem}.gz); add the missing file"
-            )
-        paths.append(path)
-    images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
+def _path(folder: Path, stem: str, source: str) -> Path:
+    path = find_file(folder, stem)
+    if path is None:
+        raise InputError(
+            f"data: {folder}: all four IDX files must be there (got no {stem} or {stem}.gz); "
+            f"add the missing file{source}"
+        )
+    return path
+
+
+def _half(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if len(images) != len(labels):
         raise InputError(
-            f"data: {paths[1]}: there must be one label per image (got {len(labels)} labels for "
-            f"{len(images)} images in {paths[0].name}); the two files do not belong together"
+            f"data: {labels_path}: there must be one label per image (got {len(labels)} labels for "
+            f"{len(images)} images in {images_path.name}); the two files do not belong together"
         )
     return images[:, None], labels.astype(np.int64)
 
 
-def read(folder: Path) -> RawImages:
-    """The four files of ``folder``: images (N, 1, H, W), classes named by their number."""
-    train_images, train_labels = _half(folder, TRAIN_IMAGES, TRAIN_LABELS)
-    test_images, test_labels = _half(folder, TEST_IMAGES, TEST_LABELS)
+def _compare(folder: Path, paths: list[Path], name: str | None) -> tuple[str | None, bool | None]:
+    """Whose files these are, as far as that can be told, and whether they are the published ones."""
+    whole, some = None, False
+    for each in sorted(PUBLISHED, key=lambda key: key != name):
+        count = checksums.agreeing(paths, PUBLISHED[each].md5)
+        some = some or count > 0
+        if count == len(paths):
+            whole = each
+            break
+    if name is None:
+        return whole, True if whole else False if some else None
+    if whole is not None and whole != name:
+        raise InputError(
+            f"data: {folder}: the files must be those of {PUBLISHED[name].title} (got {PUBLISHED[whole].title}'s, by "
+            f"their MD5); give --data {whole}, or the folder that holds {PUBLISHED[name].title}"
+        )
+    return name, whole == name
+
+
+def read(folder: Path, name: str | None = None) -> RawImages:
+    """The four files of ``folder``: images (N, 1, H, W).
+
+    ``name``: the key of ``PUBLISHED`` that they should be; None for whatever they are. Fashion-MNIST's classes have
+    their names, others are named by their number. Raises InputError naming the file that is missing or damaged, and
+    where the files are another published data set than ``name``.
+    """
+    source = f" from {PUBLISHED[name].url}" if name else ""
+    paths = [_path(folder, stem, source) for stem in FILES]
+    train_images, train_labels = _half(*paths[:2])
+    test_images, test_labels = _half(*paths[2:])
+    whose, verified = _compare(folder, paths, name)
     classes = numbered_classes(train_labels, test_labels)
-    return RawImages(train_images, train_labels, test_images, test_labels, classes)
+    known = PUBLISHED[whose].classes if whose else ()
+    if len(classes) <= len(known):
+        classes = known
+    return RawImages(train_images, train_labels, test_images, test_labels, classes, verified)

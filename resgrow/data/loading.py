@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from resgrow._errors import InputError
-from resgrow.data import cifar, digits, idx, images, mnist
+from resgrow.data import digits, named
 from resgrow.data.dataset import Dataset, RawImages, standardise
+from resgrow.data.layouts import LAYOUTS
 
-
-@dataclass(frozen=True)
-class Layout:
-    """One way in which a folder can hold a data set."""
-
-    name: str
-    recognise: Callable[[Path], Path | None]  # the folder to read from, or None
-    read: Callable[[Path], RawImages]
-    looks_like: str
-
-
-# Tried in this order; the first that recognises the folder reads it.
-LAYOUTS = (
-    Layout("idx", idx.recognise, idx.read, f"{idx.TRAIN_IMAGES}[.gz] and three more"),
-    Layout("cifar-10-batches-bin", cifar.recognise, cifar.read, f"{cifar.FOLDER}/{cifar.TRAIN_FILES[0]}"),
-    Layout("images", images.recognise, images.read, "train/<class>/*.png and test/<class>/*.png"),
-)
-NAMES = ("digits", "mnist")
+NAMES = ("digits", *named.NAMED)
 
 
 def _read_folder(folder: Path) -> RawImages:
@@ -45,20 +27,24 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     download: bool = False,
 ) -> Dataset:
-    """A data set in memory, standardised per channel.
+    """Images in memory, standardised per channel.
 
-    ``name_or_dir``: "digits" (built in), "mnist" (files in ``data_dir`` or ``$RESGROW_DATA_DIR``), or a
-    folder in one of ``LAYOUTS``. ``download``: let torchvision fetch MNIST if its files are missing.
+    ``name_or_dir``: "digits" (built in); "mnist", "fashion-mnist", "cifar10" or "cifar100", whose files are in
+    ``data_dir`` or ``$RESGROW_DATA_DIR`` or in a subfolder there with a usual name; or a folder: four IDX files, the
+    binary or python batches of CIFAR-10 or CIFAR-100, or images in ``train/<class>/`` and ``test/<class>/``.
+    ``download``: let torchvision fetch the files of a known name if they are missing.
+    Whether they are the files that were published is told by ``Dataset.verified``. Nothing that a pickled batch names
+    is run (`plain_pickle.read_plain`).
     Raises InputError for unknown names and missing or damaged files, RunError for a failed download.
     """
     if name_or_dir == "digits":
         return standardise("digits", digits.read())
-    if name_or_dir == "mnist":
-        return standardise("mnist", mnist.read(data_dir, download))
+    if isinstance(name_or_dir, str) and name_or_dir in named.NAMED:
+        return standardise(name_or_dir, named.read(name_or_dir, data_dir, download))
     folder = Path(name_or_dir).expanduser()
     if not folder.is_dir():
         raise InputError(
-            f"data: --data must be {' or '.join(NAMES)} or an existing folder (got {str(name_or_dir)!r}); "
+            f"data: --data must be {', '.join(NAMES)} or an existing folder (got {str(name_or_dir)!r}); "
             "check the spelling"
         )
     return standardise(folder.resolve().name, _read_folder(folder))

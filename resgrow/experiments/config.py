@@ -62,7 +62,7 @@ RECIPES = {
     ("*", "resnet56"): Recipe(epochs=100, batch_size=128, optimizer="sgd"),
     ("*", "lenet5"): Recipe(epochs=20, batch_size=128, optimizer="adam", lr=3e-3),
 }
-DEFAULT_MODELS = {"digits": "resnet8", "mnist": "lenet5"}
+DEFAULT_MODELS = {"digits": "resnet8", "mnist": "lenet5", "fashion-mnist": "lenet5"}
 DEFAULT_MODEL = "resnet20"
 
 

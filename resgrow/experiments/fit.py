@@ -136,6 +136,7 @@ def _run(
 ) -> dict[str, Any]:
     started = time.perf_counter()
     with make_display(console) as display:
+        display.say(data.describe())
         _train_dense(twins, folder, display)
         _train_sized(twins, folder, display)
         display.say("compacting and measuring")
@@ -148,6 +149,7 @@ def _run(
             "test_images": len(data.test_y),
             "image_shape": list(data.image_shape),
             "classes": len(data.classes),
+            "data_verified": data.verified,
             "method": config.method,
             "budget": config.budget,
             "budget_met": twins.sizing.met,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from dataset_files import make_cifar, make_images
+from dataset_files import make_images
 from PIL import Image
 
 from resgrow._errors import InputError
@@ -49,47 +49,6 @@ def test_halves_must_fit(change, rule):
     parts = dict(train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     with pytest.raises(InputError, match=rule):
         standardise("odd", RawImages(**{**parts, "classes": ("a", "b"), **change}))
-
-
-@pytest.mark.parametrize("inside", [True, False])
-def test_cifar(tmp_path, inside):
-    make_cifar(tmp_path / "cifar-10-batches-bin")
-    data = load(tmp_path / "cifar-10-batches-bin" if inside else tmp_path)
-    assert data.train_x.shape == (20, 3, 32, 32)
-    assert data.test_y.tolist() == [0, 1, 2, 3]
-    # The label was painted into the first red pixel: channel and position must be right.
-    assert torch.equal(data.test_x[:, 0, 0, 0].argsort(), torch.arange(4))
-    assert data.classes[3] == "cat"
-
-
-def test_cifar_class_names_from_the_folder(tmp_path):
-    make_cifar(tmp_path)
-    (tmp_path / "batches.meta.txt").write_text("\n".join("abcdefghij") + "\n\n")
-    assert load(tmp_path).classes == tuple("abcdefghij")
-
-
-def test_cifar_missing_batch(tmp_path):
-    make_cifar(tmp_path)
-    (tmp_path / "data_batch_3.bin").unlink()
-    with pytest.raises(InputError, match=r"data_batch_3\.bin"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize("length", [0, 3072, 3073 * 4 - 1])
-def test_cifar_damaged_batch(tmp_path, length):
-    make_cifar(tmp_path)
-    path = tmp_path / "data_batch_2.bin"
-    path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(InputError, match=r"data_batch_2\.bin: its length must be a multiple of 3073"):
-        load(tmp_path)
-
-
-def test_cifar_wrong_labels(tmp_path):
-    make_cifar(tmp_path)
-    path = tmp_path / "test_batch.bin"
-    path.write_bytes(b"\x63" + path.read_bytes()[1:])
-    with pytest.raises(InputError, match=r"test_batch\.bin: labels must lie in \[0, 10\) \(got 99\)"):
-        load(tmp_path)
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
@@ -146,5 +105,7 @@ def test_empty_half(tmp_path):
 def test_unknown_layout_and_unknown_name(tmp_path):
     with pytest.raises(InputError, match="known are: train-images-idx3-ubyte"):
         load(tmp_path)
-    with pytest.raises(InputError, match="digits or mnist or an existing folder \\(got 'digit'\\)"):
+    with pytest.raises(
+        InputError, match=r"digits, mnist, fashion-mnist, cifar10, cifar100 or an existing folder \(got 'digit'\)"
+    ):
         load("digit")

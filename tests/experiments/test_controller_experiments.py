@@ -93,12 +93,13 @@ def test_wine_is_read_from_both_files(tmp_path):
     folder.mkdir()
     rows = np.random.default_rng(0).normal(size=(60, 12))
     for colour, part in (("red", rows[:20]), ("white", rows[20:])):
-        text = ";".join(f'"{i}"' for i in range(12)) + "\n"
+        text = ";".join(f'"{name}"' for name in [*range(11), "quality"]) + "\n"
         text += "\n".join(";".join(f"{value:.6f}" for value in row) for row in part)
         (folder / f"winequality-{colour}.csv").write_text(text)
     task = wine_task(str(tmp_path))
     assert task.train[0].shape == (48, 11)
     assert task.test[1].shape == (12, 1)
+    assert task.classes is None
 
 
 def test_batches_depend_on_the_seed_alone():

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from small import small_data
 
 import resgrow
-from resgrow._errors import InputError
-from resgrow.data import mnist
+import resgrow.data
 from resgrow.experiments.architecture import finetune, study
 from resgrow.experiments.architecture.command import main
 from resgrow.experiments.architecture.runs import Runs
@@ -29,7 +27,7 @@ def data(monkeypatch):
     found = small_data(train=96, test=32)
     make_config = study.make_config
     monkeypatch.setattr(study, "make_config", lambda *given, **options: make_config(*given, **options, batch_size=16))
-    monkeypatch.setattr(finetune, "cifar10", lambda data_dir: found)
+    monkeypatch.setattr(resgrow.data, "load", lambda name, data_dir: {"cifar10": found}[name])
     return found
 
 
@@ -148,19 +146,3 @@ def test_part_of_the_results_is_told():
     told = finetune.tell([run])
     assert "| gates | 0.1 | 5 + 2 | 1 | 3-4 | 10 |  | 2.00 | 70.00 | 75.00 |" in told
     assert "at most 2.0e-15" in told
-
-
-def test_cifar_10_is_looked_for_below_the_data_folders(tmp_path, monkeypatch):
-    monkeypatch.delenv(mnist.VARIABLE, raising=False)
-    with pytest.raises(InputError, match=r"neither --data-dir nor RESGROW_DATA_DIR.*cifar-10-binary\.tar\.gz"):
-        finetune.cifar10(None)
-    with pytest.raises(InputError, match=rf"cifar-10-batches-bin/data_batch_1.bin .*got {tmp_path}"):
-        finetune.cifar10(str(tmp_path))
-    folder = tmp_path / "cifar-10-batches-bin"
-    folder.mkdir()
-    records = np.arange(10 * 3073, dtype=np.uint32).astype(np.uint8).reshape(10, 3073)
-    records[:, 0] = np.arange(10)
-    for name in ("test_batch", *(f"data_batch_{i}" for i in range(1, 6))):
-        records.tofile(folder / f"{name}.bin")
-    monkeypatch.setenv(mnist.VARIABLE, str(tmp_path))
-    assert finetune.cifar10(None).train_x.shape == (50, 3, 32, 32)

@@ -104,8 +104,10 @@ def test_twins_are_the_same_network_until_the_first_move(finished):
     assert dense == sized
 
 
-def test_terminal_output_ends_with_table_and_report(finished):
-    folder, _, _, text = finished
+def test_terminal_output_begins_with_the_data_and_ends_with_table_and_report(finished):
+    folder, summary, _, text = finished
+    assert text.startswith("bright: 96 training and 32 test images of 1x8x8, 2 classes\n")
+    assert summary["data_verified"] is None
     assert "self-sizing twin" in text
     assert "Latency, batch 64" in text
     assert str(folder / "report.html") in text

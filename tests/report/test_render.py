@@ -126,3 +126,13 @@ def test_plots_leave_matplotlib_s_settings_alone():
 def test_deviation_of_the_stored_network_is_told(difference, text):
     page = Page(render(config(), summary(output_difference=difference), history()))
     assert text in " ".join(" ".join(page.texts).split())
+
+
+def test_published_files_are_told_from_others():
+    def told(**changes) -> str:
+        return " ".join(" ".join(Page(render(config(), summary(**changes), history())).texts).split())
+
+    assert "The data are the published files, by their checksums." in told(data_verified=True)
+    assert "The data are not the published files" in told(data_verified=False)
+    for changes in ({"data_verified": None}, {}):  # runs of before had no such entry
+        assert "published files" not in told(**changes)

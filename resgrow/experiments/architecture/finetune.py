@@ -18,14 +18,10 @@ trained weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
 import resgrow.data
-from resgrow._errors import InputError
-from resgrow.data import Dataset, cifar, mnist
-from resgrow.data.dataset import listing
 from resgrow.experiments.architecture.experiment import Experiment, Settings, spread, table
 from resgrow.experiments.architecture.runs import Result, Runs
 from resgrow.experiments.architecture.study import Study
@@ -43,21 +39,8 @@ SCRATCH = COEFFICIENTS[1:2]
 PARTS = ("base", "gates", "plain", "magnitude", "scratch")
 
 
-def cifar10(data_dir: str | None) -> Dataset:
-    """CIFAR-10 from ``data_dir`` or $RESGROW_DATA_DIR. Raises InputError where neither has it."""
-    folders = mnist.roots(data_dir)
-    found: Path | None = next(filter(None, map(cifar.recognise, folders)), None)
-    if found is None:
-        where = listing(folders) or f"neither --data-dir nor {mnist.VARIABLE}"
-        raise InputError(
-            f"finetune: CIFAR-10 must be there as {cifar.FOLDER}/{cifar.TRAIN_FILES[0]} and its companions (got "
-            f"{where}); unpack cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html there"
-        )
-    return resgrow.data.load(found)
-
-
 def run(runs: Runs, settings: Settings) -> None:
-    data = cifar10(settings.data_dir)
+    data = resgrow.data.load("cifar10", settings.data_dir)
     fine = max(1, round(FINE_SHARE * settings.epochs))
     for seed in settings.seeds:
         study = Study(runs, data, MODEL, seed, settings.epochs, fine)

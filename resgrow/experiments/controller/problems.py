@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resgrow.data import digits
+from resgrow._errors import InputError
+from resgrow.data import Table, digits, load_table, named
+from resgrow.data.tables import RawTable, standardise_table
 
 Batch = tuple[Tensor, Tensor]
-TEST_SHARE = 0.2
+WINE = "https://archive.ics.uci.edu/dataset/186/wine+quality"
 
 
 @dataclass(frozen=True)
@@ -91,19 +90,12 @@ def wine_task(data_dir: str | None) -> Task:
     Raises:
         SystemExit: the two files are not in the directory, nor in ``tabular`` in it.
     """
-    directory = Path(data_dir or os.environ.get("RESGROW_DATA_DIR", "."))
-    rows: list[list[float]] = []
-    for colour in ("red", "white"):
-        name = f"winequality-{colour}.csv"
-        found = next((path for path in (directory / name, directory / "tabular" / name) if path.exists()), None)
-        if found is None:
-            raise SystemExit(f"wine: needs {name} (not in {directory}); give --data-dir, or leave wine out with --only")
-        with found.open(newline="") as file:
-            lines = csv.reader(file, delimiter=";")
-            next(lines)
-            rows += [[float(cell) for cell in line] for line in lines]
-    values = np.array(rows, dtype=np.float32)
-    return _regression(values[:, :-1], values[:, -1:])
+    files = [f"winequality-{colour}.csv" for colour in ("red", "white")]
+    try:
+        paths = named.find(files, data_dir, ("tabular",), f"get them from {WINE}, or leave wine out with --only")
+    except InputError as error:
+        raise SystemExit(str(error)) from None
+    return _regression(load_table(paths, "quality"))
 
 
 @cache
@@ -112,20 +104,12 @@ def friedman_task(data_dir: str | None) -> Task:
     from sklearn.datasets import make_friedman1
 
     x, y = make_friedman1(n_samples=4000, n_features=10, noise=1.0, random_state=0)
-    return _regression(x.astype(np.float32), y[:, None].astype(np.float32))
+    names = tuple(f"x{i}" for i in range(10))
+    return _regression(standardise_table("friedman", RawTable(x, y, names, "y", None)))
 
 
 TASKS: dict[str, Callable[[str | None], Task]] = {"digits": digit_task, "wine": wine_task, "friedman": friedman_task}
 
 
-def _regression(x: np.ndarray, y: np.ndarray) -> Task:
-    """A fixed split; all columns get mean 0 and variance 1 on training data."""
-    order = np.random.default_rng(0).permutation(len(x))
-    cut = int(len(x) * (1 - TEST_SHARE))
-    train, test = order[:cut], order[cut:]
-
-    def part(values: np.ndarray, rows: np.ndarray) -> Tensor:
-        known = values[train]
-        return torch.from_numpy((values[rows] - known.mean(0)) / known.std(0))
-
-    return Task((part(x, train), part(y, train)), (part(x, test), part(y, test)), None)
+def _regression(table: Table) -> Task:
+    return Task((table.train_x, table.train_y), (table.test_x, table.test_y), None)
