@@ -4,45 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import resgrow.nn
 from resgrow._errors import InputError
-from resgrow.data import Table, digits, load_table, named
+from resgrow._modes import eval_mode
+from resgrow.data import Table, digits, load, load_table, named
 from resgrow.data.tables import RawTable, standardise_table
 
 Batch = tuple[Tensor, Tensor]
+# Images of the larger data sets, so that runs take minutes.
+IMAGES, TESTED = 10_000, 2_000
 WINE = "https://archive.ics.uci.edu/dataset/186/wine+quality"
 
 
 @dataclass(frozen=True)
 class Task:
-    """``train`` and ``test`` are pairs of ``(N, features)`` and labels, or targets ``(N, 1)`` of variance 1."""
+    """``train`` and ``test`` are pairs of inputs, ``(N, features)`` or images ``(N, C, H, W)``, and labels, or targets
+    ``(N, 1)`` of variance 1. ``make``: the network; by default a perceptron of two hidden layers."""
 
     train: Batch
     test: Batch
     classes: int | None
+    make: Callable[[], nn.Module] | None = None
 
     @property
     def loss_fn(self) -> nn.Module:
         return nn.MSELoss() if self.classes is None else nn.CrossEntropyLoss()
 
-    def network(self, seed: int, width: int = 64) -> nn.Sequential:
-        inputs, outputs = self.train[0].shape[1], self.classes or 1
+    def network(self, seed: int, width: int = 64) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return nn.Sequential(
-                nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)
-            )
+            return self._perceptron(width) if self.make is None else self.make()
+
+    def _perceptron(self, width: int) -> nn.Module:
+        inputs, outputs = self.train[0].shape[1], self.classes or 1
+        return nn.Sequential(
+            nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)
+        )
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> tuple[float, float]:
-        """Mean loss on test data, and in percent the accuracy, or the share of the variance that is explained."""
-        output, target = model(self.test[0]), self.test[1]
+        """Mean loss on test data, in eval mode, and in percent the accuracy, or the share of the variance that is
+        explained."""
+        with eval_mode(model):
+            output = torch.cat([model(x) for x in self.test[0].split(1000)])
+        target = self.test[1]
         if self.classes is None:
             loss = float(F.mse_loss(output, target))
             return loss, 100 * (1 - loss / float(target.var(correction=0)))
@@ -108,7 +120,35 @@ def friedman_task(data_dir: str | None) -> Task:
     return _regression(standardise_table("friedman", RawTable(x, y, names, "y", None)))
 
 
-TASKS: dict[str, Callable[[str | None], Task]] = {"digits": digit_task, "wine": wine_task, "friedman": friedman_task}
+@cache
+def mnist_task(data_dir: str | None) -> Task:
+    """LeNet-5 on the first training and test images of MNIST. Raises SystemExit: they are not there."""
+    return _images("mnist", data_dir, resgrow.nn.lenet5)
+
+
+@cache
+def cifar10_task(data_dir: str | None) -> Task:
+    """ResNet-8 on the first training and test images of CIFAR-10. Raises SystemExit: they are not there."""
+    return _images("cifar10", data_dir, partial(resgrow.nn.resnet, 8))
+
+
+TASKS: dict[str, Callable[[str | None], Task]] = {
+    "digits": digit_task,
+    "wine": wine_task,
+    "friedman": friedman_task,
+    "mnist": mnist_task,
+    "cifar10": cifar10_task,
+}
+
+
+def _images(name: str, data_dir: str | None, make: Callable[[], nn.Module]) -> Task:
+    try:
+        data = load(name, data_dir)
+    except InputError as error:
+        raise SystemExit(f"{error}, or leave {name} out with --only") from None
+    train = data.train_x[:IMAGES].clone(), data.train_y[:IMAGES].clone()
+    test = data.test_x[:TESTED].clone(), data.test_y[:TESTED].clone()
+    return Task(train, test, len(data.classes), make)
 
 
 def _regression(table: Table) -> Task:
