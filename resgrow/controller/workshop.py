@@ -357,7 +357,11 @@ class Workshop:
         return {name: self.model.get_parameter(name).detach() * mask for name, mask in masks.items()}
 
     def _look_again(self) -> None:
-        made = [make_units(self.model, unit, self.exclude, self.example_inputs) for unit in self.units]
+        made = [
+            # A bias is a weight as any other, and one of a unit that nothing reads any more should not be paid for.
+            make_units(self.model, unit, self.exclude, self.example_inputs, biases=unit == (1, 1))
+            for unit in self.units
+        ]
         self.families = [Family(label(unit), units) for unit, units in zip(self.units, made, strict=True)]
         self.meter = Meter(self.model, [family.units for family in self.families], self.example_inputs, self.wanted)
 

@@ -27,6 +27,7 @@ def make_units(
     block: Block = (1, 1),
     exclude: Sequence[str] = (),
     example_inputs: AnyInputs | None = None,
+    biases: bool = False,
 ) -> Units:
     """The units a model can lose.
 
@@ -51,13 +52,16 @@ def make_units(
             MACs are those of Conv2d and Linear layers that are called as modules; other parameters count 0, such as
             those of transposed convolutions, of `nn.MultiheadAttention` and of any weight that the model's own code
             multiplies with.
+        biases: of single weights, whether the layers' biases are units, too; they cost no MACs.
 
     Raises:
-        ValueError: a bad block, an exclude that matches nothing, nothing left to remove, bad example_inputs, none where
-            they are needed, ``torch.export`` cannot follow the model.
+        ValueError: a bad block, biases of other units, an exclude that matches nothing, nothing left to remove, bad
+            example_inputs, none where they are needed, ``torch.export`` cannot follow the model.
         TypeError: exclude is one string, example_inputs or the model's output on them are not tensors.
     """
     _check_block(block)
+    if biases and (isinstance(block, str) or tuple(block) != (1, 1)):
+        raise ValueError(f"make_units: biases are units of their own among single weights only (got block={block!r})")
     excluded = excluded_parameters(model, exclude, "make_units")
     positions = None if example_inputs is None else layer_positions(model, example_inputs)
     # Measures nothing before it is asked.
@@ -74,7 +78,7 @@ def make_units(
             )
         _, branches = found_residuals(model, example_inputs, exclude, "make_units")
         return ResidualUnits(model, _some(branches, block, exclude), positions)
-    names = _some([name for name in _candidates(model) if name not in excluded], block, exclude)
+    names = _some([name for name in _candidates(model, biases) if name not in excluded], block, exclude)
     if tuple(block) == (1, 1):
         return WeightUnits(model, names, positions)
     return BlockUnits(model, names, (int(block[0]), int(block[1])), positions, latency)
@@ -123,11 +127,11 @@ def _check_block(block: Block) -> None:
         raise ValueError(f"make_units: block must be (bo, bi) with bo, bi >= 1, or one of {_NAMED} (got {block!r})")
 
 
-def _candidates(model: nn.Module) -> list[str]:
+def _candidates(model: nn.Module, biases: bool) -> list[str]:
     layers = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     names = []
     for name, _ in model.named_parameters():
         module, _, attribute = name.rpartition(".")
-        if attribute == "weight" and module in layers:
+        if module in layers and (attribute == "weight" or (biases and attribute == "bias")):
             names.append(name)
     return names

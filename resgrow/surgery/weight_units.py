@@ -98,10 +98,18 @@ class BlockUnits(Units):
 
 
 class WeightUnits(BlockUnits):
-    """Single weights: every element of a candidate weight is a unit."""
+    """Single weights: every element of a candidate, a weight or a bias, is a unit."""
 
     def __init__(self, model: nn.Module, names: Sequence[str], positions: Mapping[str, float] | None = None) -> None:
         super().__init__(model, names, (1, 1), positions)
+
+    def _sum(self, saliency: Mapping[str, Tensor]) -> list[Tensor]:
+        return [saliency[name].detach().clone() for name in self.parameters]
+
+    def costs(self, masks: Mapping[str, Tensor] | None = None, by: str = "params") -> list[Tensor]:
+        if by == "latency_ms":
+            self._needed_latency()
+        return [self._present(name, masks).float() * self._factor(name, by) for name in self.parameters]
 
     def _needed_latency(self) -> ModelLatency:
         raise ValueError(

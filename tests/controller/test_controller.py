@@ -176,6 +176,10 @@ def test_what_nothing_depends_on_goes_first_and_costs_nothing():
     assert first.actual == 0
     gone = ~ctl.masks["0.weight"][:8]
     assert gone.sum() >= min(first.count, gone.numel()) * 0.5
+    # Their biases go, too: a budget is not spent on units that nothing reads.
+    later = next(move for move in ctl.history if move.accepted and "0.bias" in move.where)
+    assert not ctl.masks["0.bias"][:8].any()
+    assert later.step <= first.step + 60
 
 
 def test_removed_weights_and_their_moments_stay_zero():

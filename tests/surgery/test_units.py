@@ -17,7 +17,11 @@ X = torch.randn(3, 2, 11, 11)
 def all_units(by: str = "params") -> list[Units]:
     blocks = [(1, 1), (2, 3), (4, 1), "channel"]
     models = [convnet(), small_resnet()]
-    return [make_units(model, block, example_inputs=X) for model, block in itertools.product(models, blocks)]
+    with_biases = make_units(convnet(), (1, 1), example_inputs=X, biases=True)
+    return [
+        with_biases,
+        *(make_units(model, block, example_inputs=X) for model, block in itertools.product(models, blocks)),
+    ]
 
 
 def some_masks(units: Units, seed: int = 0) -> dict[str, Tensor]:
@@ -142,7 +146,7 @@ def test_ties_go_by_position() -> None:
 
 def test_only_the_given_groups_lose() -> None:
     for units in all_units():
-        keep = units.select(units.scores(saliency_like(units._model)), 10, groups=[1])
+        keep = units.select(units.scores(saliency_like(units._model)), 5, groups=[1])
         assert [bool(kept.all()) for kept in keep] == [index != 1 for index in range(len(keep))]
 
 
@@ -205,6 +209,19 @@ def test_exclude_of_channels_protects_the_producer() -> None:
 def test_bad_blocks(block: object) -> None:
     with pytest.raises(ValueError, match="block"):
         make_units(convnet(), block)  # type: ignore[arg-type]
+
+
+def test_biases_are_units_of_their_own_among_single_weights() -> None:
+    model = convnet()
+    names = make_units(model, biases=True).parameters
+    weights = make_units(model).parameters
+    assert set(names) - set(weights) == {
+        f"{name}.bias" for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)
+    } & {name for name, _ in model.named_parameters()}
+    assert any(name.endswith("bias") for name in names)
+    for block in ((2, 1), "channel"):
+        with pytest.raises(ValueError, match="biases"):
+            make_units(model, block, biases=True)
 
 
 def test_bad_exclude_and_costs() -> None:
