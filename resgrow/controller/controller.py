@@ -44,7 +44,9 @@ class Controller:
 
     Each move is measured on data that the prediction did not see, kept where it is harmless (or worth it), undone to
     the bit where not, and tried again half as large. The ratio of measured to predicted change sets size and damping of
-    the next one (see `Trust`).
+    the next one (see `Trust`). Where channels or residual blocks go, survivors make up for them by least squares over
+    their layer's inputs, in the choice of the cheapest as well as in the end. With a limit of loss, training decides
+    whether a removal stands: where the loss does not come back in time, everything is as it was before.
 
     Use::
 
@@ -53,7 +55,10 @@ class Controller:
             train(batch)        # forward, backward, optimizer.step()
             ctl.step(batch)
 
-    What comes, by ``unit``: masked weights and blocks regrow; channels, neurons and heads come where the gain per cost
+    What goes, by ``unit``: single weights (and biases) and blocks of Conv2d and Linear layers, channels, residual blocks.
+    Weights that nothing depends on any more, such as those into removed units, go first.
+
+    What comes: masked weights and blocks regrow; channels, neurons and heads come where the gain per cost
     is largest (`resgrow.growth_gain`; those that masks hold back are woken first, then layers become wider); residual
     blocks are added (`resgrow.deepen`). Removed parts are masked: shapes change by growth only, and by `compact`.
 
