@@ -55,8 +55,8 @@ class Controller:
             train(batch)        # forward, backward, optimizer.step()
             ctl.step(batch)
 
-    What goes, by ``unit``: single weights (and biases) and blocks of Conv2d and Linear layers, channels, residual blocks.
-    Weights that nothing depends on any more, such as those into removed units, go first.
+    What goes, by ``unit``: single weights and biases of Conv2d and Linear layers, blocks of weights, channels, residual
+    blocks. Weights that nothing depends on any more, such as those into removed units, go first.
 
     What comes: masked weights and blocks regrow; channels, neurons and heads come where the gain per cost
     is largest (`resgrow.growth_gain`; those that masks hold back are woken first, then layers become wider); residual

@@ -31,8 +31,10 @@ from resgrow.surgery.forward import AnyInputs, Example
 
 # Samples on which single units are removed for a look at what they are worth.
 CONFIRMING = 256
-# Output positions of a layer that tell how its inputs go together: of 3x3 convolutions those of eight CIFAR images.
-ENOUGH = 8192
+# Output positions of a layer that tell how its inputs go together: of 3x3 convolutions those of four CIFAR images.
+ENOUGH = 4096
+# Multiply-accumulates for one parameter's survivors, at most. Rows that lack different weights need a factor each.
+DEAR = 2e10
 
 
 @dataclass
@@ -186,13 +188,12 @@ class Workshop:
         base = self.loss(few)
 
         def rise(masks: Mapping[str, Tensor]) -> float:
-            plain = self.loss(few, self._masked(masks)) - base
-            if not refit:
-                return plain
-            try:
-                return min(plain, self.loss(few, self._made_good(scene, masks)) - base)
-            except ValueError:  # as in `refitted`
-                return plain
+            if refit:
+                try:
+                    return self.loss(few, self._made_good(scene, masks)) - base
+                except ValueError:  # as in `refitted`
+                    pass
+            return self.loss(few, self._masked(masks)) - base
 
         found = confirmed(family, scores, self.masks, by, self.confirm, rise)
         return calibrated(scores, found) if refit else found
@@ -200,13 +201,15 @@ class Workshop:
     def _made_good(self, scene: Scene, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values of the parameters that lose something by ``masks``. Raises ValueError as `Surgeon.update`."""
         if scene.surgeon is None:
-            scene.surgeon = layer_surgeon(Request(self.model, self.loss_fn, scene.estimation, "refit", {}), ENOUGH)
-        surgeon = scene.surgeon
-        return {
-            name: surgeon.update(name, self.model.get_parameter(name).detach(), mask)
-            for name, mask in masks.items()
-            if not torch.equal(mask, self.masks[name])
-        }
+            few = fewer(scene.estimation, CONFIRMING)
+            scene.surgeon = layer_surgeon(Request(self.model, self.loss_fn, few, "refit", {}), ENOUGH)
+        values = {}
+        for name, mask in masks.items():
+            if not torch.equal(mask, self.masks[name]):
+                weight, model = self.model.get_parameter(name).detach(), scene.surgeon.quadratics.get(name)
+                dear = model is None or model.work(weight, mask) > DEAR
+                values[name] = weight * mask if dear else scene.surgeon.update(name, weight, mask)
+        return values
 
     def keep_shrunk(self, shrunk: Shrunk, grown: Grown | None = None) -> None:
         """Put it into force; with ``grown``, in such a way that undoing that takes it back, too."""

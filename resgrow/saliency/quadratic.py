@@ -16,8 +16,6 @@ from torch.nn import functional as F
 
 # Numbers in the matrices that are factorised together: 32 MiB in float64.
 BATCH = 2**22
-# Problems for each factor, at least, that make it worthwhile to go through the factors one by one.
-FEW = 4
 
 
 class Quadratic:
@@ -57,29 +55,47 @@ class Quadratic:
 
         Blocks that lose nothing keep their values bit by bit. Raises like `scores`.
         """
-        parts, keys = self._problems(weight)
-        kept = self._problems(keep.to(weight.dtype))[0] != 0
-        live, lost = kept & (parts != 0), parts.double() * ~kept
-        new = parts.double() * kept
-        affected = (lost.any(1) & live.any(1)).nonzero()[:, 0]
-        # Problems of one matrix that lack the same share its factor: all rows, where inputs of a layer go.
-        alike, which = torch.cat([keys[affected, None], live[affected]], 1).unique(dim=0, return_inverse=True)
+        parts, keys, live, affected = self._deletion(weight, keep)
+        gone = (parts != 0) & ~live
+        lost, new = parts.double() * gone, parts.double() * live
 
         def change(index: Tensor) -> Tensor:
             pull = self._product(keys[index], lost[index]) * live[index]
             return self._with_factor(keys[index], live[index], lambda f, order: _solved(f, order, pull))
 
         def change_alike(index: Tensor) -> Tensor:
-            pull, one = self._product(keys[index], lost[index]) * live[index], index[:1]
+            one = index[:1]
+            missing = gone[index].any(0).nonzero()[:, 0]
+            matrix = self.hessian.flatten(0, 1)[keys[one[0]]]
+            pull = (lost[index][:, missing] @ matrix[missing].double()) * live[one]
             return self._with_factor(keys[one], live[one], lambda f, order: _solved_alike(f, order, pull))
 
-        if len(alike) * FEW <= len(affected):
-            for pattern in range(len(alike)):
-                rows = affected[which == pattern]
-                new[rows] += change_alike(rows)
-        else:
-            new[affected] += self._batched(change, affected, live)
+        for index, alike in self._by_matrix(keys, live, affected):
+            new[index] += change_alike(index) if alike else self._batched(change, index, live)
         return self._join(new, weight)
+
+    def work(self, weight: Tensor, keep: Tensor) -> float:
+        """Multiply-accumulates of the factorisations in `update`, which are nearly all that it does."""
+        _, keys, live, affected = self._deletion(weight, keep)
+        return sum(
+            (1 if alike else len(index)) * float(live[index].sum(1).max()) ** 3 / 6
+            for index, alike in self._by_matrix(keys, live, affected)
+        )
+
+    def _deletion(self, weight: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Problems, the places of their matrices, what stays of each, and the numbers of those that lose something."""
+        parts, keys = self._problems(weight)
+        kept = self._problems(keep.to(weight.dtype))[0] != 0
+        live, gone = kept & (parts != 0), ~kept & (parts != 0)
+        return parts, keys, live, (gone.any(1) & live.any(1)).nonzero()[:, 0]
+
+    @staticmethod
+    def _by_matrix(keys: Tensor, live: Tensor, affected: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """Affected problems of each matrix, and whether they lack the same and can share its factor: as all rows do
+        where inputs of a layer go."""
+        for key in keys[affected].unique().tolist():
+            index = affected[keys[affected] == key]
+            yield index, bool((live[index] == live[index[0]]).all())
 
     def _problems(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The blocks of all rows as ``(problems, size)``, padded with zeros, and the place of each one's matrix."""
