@@ -86,7 +86,7 @@ class Controller:
         temperature: of the softmax under which curvature is taken, see ``resgrow.curvature``.
         share: of the training work that curvature may take, and that looks at held data may take.
         confirm: how many of the cheapest channels or residual blocks are removed one by one at each move, to measure on
-            256 samples what each is worth; 0 for none.
+            128 samples what each is worth; 0 for none.
         cooldown: moves for which a group that has grown does not shrink, and the other way around.
         hysteresis: how many times dearer what comes has to be than what goes for it.
         blockwise: one large move whenever training has settled, rather than small ones all the time.

@@ -30,7 +30,7 @@ from resgrow.surgery import Masks, compact, make_units
 from resgrow.surgery.forward import AnyInputs, Example
 
 # Samples on which single units are removed for a look at what they are worth.
-CONFIRMING = 256
+CONFIRMING = 128
 # Output positions of a layer that tell how its inputs go together: of 3x3 convolutions those of four CIFAR images.
 ENOUGH = 4096
 # Multiply-accumulates for one parameter's survivors, at most. Rows that lack different weights need a factor each.

@@ -152,7 +152,7 @@ def test_overhead_runs_and_tells(tmp_path, monkeypatch):
     monkeypatch.setattr(overhead, "UNITS", ("channel",))
     main(["overhead", "--out", str(tmp_path), "--epochs", "1", "--seeds", "0", "--only", "perceptron-64"])
     (run,) = lines(tmp_path / "overhead.jsonl")
-    assert run["every"] == 636  # by the batch and the share of the work
+    assert run["every"] == 462  # by the batch and the share of the work
     assert 0 < run["curvature"] < run["step"]
     assert run["all"] == pytest.approx(run["step"] + run["masks"])
     assert "perceptron-64" in (tmp_path / "overhead.md").read_text()
