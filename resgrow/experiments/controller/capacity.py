@@ -19,8 +19,8 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from resgrow.controller import Budget, Controller
-from resgrow.experiments.architecture.experiment import Experiment, Settings, spread, table
-from resgrow.experiments.architecture.runs import Result, Runs
+from resgrow.experiments.frame.experiment import Experiment, Settings, spread, table
+from resgrow.experiments.frame.runs import Result, Runs
 from resgrow.report.style import DENSE, SIZED
 
 FREQUENCIES = (2, 4, 6, 9, 12, 16, 20)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 import resgrow.nn
 from resgrow._stopwatch import fair_clock
 from resgrow.controller import Budget, Controller
-from resgrow.experiments.architecture.experiment import Experiment, Settings, table
-from resgrow.experiments.architecture.runs import Result, Runs
 from resgrow.experiments.controller.problems import digit_task
+from resgrow.experiments.frame.experiment import Experiment, Settings, table
+from resgrow.experiments.frame.runs import Result, Runs
 
 Batch = tuple[Tensor, Tensor]
 LOSS = nn.CrossEntropyLoss()

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from resgrow.controller import Budget, Controller
-from resgrow.experiments.architecture.experiment import Experiment, Settings, spread, table
-from resgrow.experiments.architecture.runs import Result, Runs
 from resgrow.experiments.controller.problems import TASKS, Batch, Task, batches, optimizers
+from resgrow.experiments.frame.experiment import Experiment, Settings, spread, table
+from resgrow.experiments.frame.lacks import Lacks
+from resgrow.experiments.frame.runs import Result, Runs
 
 BUDGETS = (0.1, 0.2, 0.4)
 MIDDLE = 0.2
@@ -117,19 +118,25 @@ def _numbers(of: Parts) -> list[Tensor]:
 
 
 def run(runs: Runs, settings: Settings) -> None:
-    for seed in settings.seeds:
-        first = seed == settings.seeds[0]
-        for name in settings.only:
-            task = TASKS[name](settings.data_dir)
-            steps = int(settings.epochs * STEPS_PER_EPOCH * (SLOW_SHARE if name in SLOW else 1))
-            for optimizer in optimizers():
-                known = {"data": name, "optimizer": optimizer, "seed": seed, "epochs": settings.epochs}
-                runs.make({**known, "budget": None}, partial(twin, task, optimizer, seed, steps))
-                for params in BUDGETS:
-                    without = (None,) if first and params == MIDDLE else ()
-                    for deadline in (int(DEADLINE * steps), *without):
-                        made = partial(guarded, sized, task, optimizer, params, seed, steps, deadline, first)
-                        runs.make({**known, "budget": params, "deadline": deadline}, made)
+    with Lacks() as lacks:
+        for seed in settings.seeds:
+            for name in settings.only:
+                with lacks.part():
+                    run_task(runs, settings, name, seed)
+
+
+def run_task(runs: Runs, settings: Settings, name: str, seed: int) -> None:
+    task = TASKS[name](settings.data_dir)
+    first = seed == settings.seeds[0]
+    steps = int(settings.epochs * STEPS_PER_EPOCH * (SLOW_SHARE if name in SLOW else 1))
+    for optimizer in optimizers():
+        known = {"data": name, "optimizer": optimizer, "seed": seed, "epochs": settings.epochs}
+        runs.make({**known, "budget": None}, partial(twin, task, optimizer, seed, steps))
+        for params in BUDGETS:
+            without = (None,) if first and params == MIDDLE else ()
+            for deadline in (int(DEADLINE * steps), *without):
+                made = partial(guarded, sized, task, optimizer, params, seed, steps, deadline, first)
+                runs.make({**known, "budget": params, "deadline": deadline}, made)
 
 
 def guarded(make: Any, *arguments: Any) -> dict[str, Any]:
