@@ -59,11 +59,15 @@ def summarise(each: Experiment, name: str, results: Sequence[Result], quick: boo
         "quick": quick,
         "seeds": seeds,
         "runs": len(results),
-        **{what: sum(run[what] for run in results if what in run) for what in ("seconds", "steps", "samples")},
+        **{what: _total(results, what) for what in ("seconds", "steps", "samples")},
         "figure": each.draw is not None,
         "text": each.tell(results),
         "tables": {table: finite(rows) for table, rows in tables(name, each.rows(results)).items()},
     }
+
+
+def _total(results: Sequence[Result], what: str) -> float:
+    return sum(run[what] for run in results if isinstance(run.get(what), int | float))
 
 
 def finite(rows: Sequence[Row]) -> list[Row]:
