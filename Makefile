@@ -4,7 +4,8 @@
 #   PYTHON=EXE   the Python that creates it (default python3)
 #   TORCH=REQ    what to install where torch is missing, e.g. TORCH="torch==2.13.0" (default torch)
 #   CUDA=1          with CUDA kernels, or an error that says what is missing; `make demo CUDA=1` runs on the GPU
-#   DEMO_ARGS="..." PYTEST_ARGS="..."   passed on to `resgrow fit` and pytest
+#   DEMO_ARGS="..." PYTEST_ARGS="..." RESULTS_ARGS="..."   passed on to `resgrow fit`, pytest, `resgrow experiment`
+#   QUICK=1         `make results` in minutes rather than a night, into results/quick
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -23,7 +24,7 @@ else
 BUILT := $(VENV)/.built
 endif
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench results lint format clean
 
 demo: $(BUILT)
 	$(PY) -m resgrow fit --data digits --model resnet8 --budget params=0.1 $(DEVICE) $(DEMO_ARGS)
@@ -34,6 +35,11 @@ test: $(BUILT) $(VENV)/.test
 bench: $(BUILT) $(VENV)/.test
 	$(PY) -m pytest benchmarks --override-ini "python_files=bench_*.py" --benchmark-columns=median,iqr,rounds \
 		--benchmark-group-by=group --benchmark-disable-gc -p no:cacheprovider -q -s
+
+# Goes on where it was stopped. docs/results.md tells of full runs alone.
+results: $(BUILT) $(VENV)/.experiments
+	$(PY) -m resgrow experiment all $(if $(QUICK),--quick --book results/quick/results.md,--book docs/results.md) \
+		$(RESULTS_ARGS)
 
 lint: $(VENV)/.lint
 	$(PY) -m ruff check .
@@ -67,6 +73,6 @@ $(VENV)/.built $(VENV)/.built-cuda: $(VENV)/.created $(NATIVE)
 extra = $$($(PY) -c 'from importlib.metadata import requires; \
 	print(*(r.partition(";")[0].replace(" ", "") for r in requires("resgrow") if "$(1)" in r.partition(";")[2]))')
 
-$(VENV)/.test $(VENV)/.lint $(VENV)/.models: $(VENV)/.%: $(BUILT)
+$(VENV)/.test $(VENV)/.lint $(VENV)/.models $(VENV)/.experiments: $(VENV)/.%: $(BUILT)
 	$(PIP) $(call extra,$*)
 	touch $@

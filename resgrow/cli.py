@@ -1,4 +1,4 @@
-"""Command line: ``resgrow info``, ``fit``, ``saliency``, ``count``, ``bench`` and ``report``."""
+"""Command line: ``resgrow info``, ``fit``, ``saliency``, ``count``, ``bench``, ``report``, ``experiment``."""
 
 from __future__ import annotations
 
@@ -56,6 +56,16 @@ REPORT_EXAMPLES = """examples:
       report.html and report.png in the folder, of a run that is at work or was killed, too
   resgrow report moves.jsonl --out figures
       what resgrow.controller.logs.JsonLines("moves.jsonl") wrote: moves.html and moves.png in figures
+"""
+EXPERIMENT_EXAMPLES = """examples:
+  resgrow experiment --list
+      what can be run, what it asks, and whether its results are there
+  resgrow experiment saliency-truth ripple --quick
+      a rough answer of each in minutes, in results/quick/NAME
+  resgrow experiment architecture-learning --data-dir ~/data --only depth "table/dense" --seeds 1
+      some of its parts, seed 0; run again, it goes on where it was stopped
+  resgrow experiment --book docs/results.md
+      one page of all results that are there
 """
 INFO_EXAMPLES = """example:
   resgrow info
@@ -180,6 +190,28 @@ def _report(arguments: argparse.Namespace) -> int:
     from resgrow.experiments.report_command import run
 
     run(Path(arguments.run_path), Path(arguments.out) if arguments.out else None, _console())
+    return 0
+
+
+def _experiment(arguments: argparse.Namespace) -> int:
+    from resgrow.experiments.frame import running
+    from resgrow.experiments.frame.book import write_book
+    from resgrow.experiments.interrupts import Interrupted
+
+    given = {name: getattr(arguments, name) for name in ("seeds", "epochs", "data_dir", "quick", "report")}
+    order = running.Order(tuple(arguments.names), Path(arguments.out), only=tuple(arguments.only), **given)
+    _set_threads("experiment", arguments.threads)
+    if arguments.list or not (arguments.names or arguments.book):
+        running.show(order, _console())
+    try:
+        lacking = running.run(order, _console()) if arguments.names else []
+    except Interrupted as signal:
+        print(f"resgrow: interrupted by {signal}; the same command goes on from here", file=sys.stderr)
+        return signal.exit_code
+    if arguments.book:
+        write_book(order.folder, Path(arguments.book))
+    if lacking:
+        raise InputError("; ".join(lacking))
     return 0
 
 
@@ -368,6 +400,30 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(run=_report)
 
 
+def _add_experiment(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "experiment",
+        help="run an experiment of the documentation, or all of them, and tell its answer",
+        description="Runs what is missing of experiments, and writes tables (Markdown, CSV, JSON) and a figure to "
+        "DIR/NAME. What is done is kept in DIR/NAME/runs.jsonl and not done again.",
+        epilog=EXPERIMENT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="see --list; all for each of them")
+    add("--list", action="store_true", help="the experiments and what they ask")
+    add("--quick", action="store_true", help="a rough answer in minutes, into DIR/quick")
+    add("--seeds", type=int, metavar="N", help="seeds 0 to N-1 (default: by experiment)")
+    add("--epochs", type=int, metavar="E", help="of one training (default: by experiment)")
+    add("--only", nargs="+", default=[], metavar="PART", help="some of an experiment's parts")
+    add("--data-dir", metavar="DIR", help="where data sets are (default: $RESGROW_DATA_DIR)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--out", default="results", metavar="DIR", help="where results are kept (default: results)")
+    add("--report", action="store_true", help="tell what is there, run nothing")
+    add("--book", metavar="FILE", help="write one page of all results in DIR, and the figures beside it")
+    parser.set_defaults(run=_experiment)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="resgrow", description="Networks that find their own size.")
@@ -378,6 +434,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_count(commands)
     _add_bench(commands)
     _add_report(commands)
+    _add_experiment(commands)
     return parser
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
+from alone import is_drawn, lines_of, made, told_in
 from small import small_data
 
 import resgrow.data
 from resgrow.experiments.architecture import classes, coefficients, depth, table
-from resgrow.experiments.architecture.command import main
-from resgrow.experiments.architecture.part import with_classes
-from resgrow.experiments.architecture.runs import Runs
 from resgrow.experiments.architecture.table import Row, learn_row
 from resgrow.experiments.config import make_config
+from resgrow.experiments.frame.data_part import with_classes
+from resgrow.experiments.frame.runs import Runs
 
 
 @pytest.fixture
@@ -45,32 +43,21 @@ def test_a_row_is_learnt_made_smaller_and_trained_again(data):
     assert found["scratch_accuracy"] > 0.9
 
 
-def test_results_are_kept_and_not_made_again(data, tmp_path, monkeypatch, capsys):
+def test_results_are_kept_and_not_made_again(data, tmp_path, monkeypatch):
     monkeypatch.setattr(table, "make_config", lambda *_, seed, epochs, **__: config(seed=seed))
-    arguments = ["table", "--work", str(tmp_path), "--only", "dense", "third, small", "--seeds", "0", "1"]
-    main([*arguments, "--epochs", "6"])
-    lines = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
+    said = made(table.EXPERIMENT, tmp_path, 2, 6, "dense", "third, small")
+    assert said.startswith("alone: row dense, seed 0, epochs 6  ")
+    lines = lines_of(tmp_path)
     assert [(line["row"], line["seed"], line["epochs"]) for line in lines] == [
         (row, seed, 6) for seed in (0, 1) for row in ("dense", "third, small")
     ]
     assert lines[0]["svd-10"]["params"] < lines[0]["svd-40"]["params"] < lines[0]["params"]
-    told = (tmp_path / "table.md").read_text()
+    told = told_in(tmp_path)
     assert "| dense |  | 6 | 2 | 20-50-500-10 | " in told
     assert "SVD, rank 70" in told
-    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
-    capsys.readouterr()
-    main([*arguments, "--epochs", "6"])
-    assert capsys.readouterr().out == ""
-    assert len((tmp_path / "table.jsonl").read_text().splitlines()) == 4
-
-
-def test_parts_are_known_names(tmp_path):
-    with pytest.raises(SystemExit, match="--only takes all, small"):
-        main(["table", "--work", str(tmp_path), "--only", "fourth"])
-
-
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    assert is_drawn(tmp_path)
+    assert made(table.EXPERIMENT, tmp_path, 2, 6, "dense", "third, small") == ""
+    assert lines_of(tmp_path) == lines
 
 
 def test_part_of_the_classes():
@@ -104,20 +91,20 @@ def test_coefficients(data, tmp_path, monkeypatch):
     monkeypatch.setattr(coefficients, "make_config", lambda *_, seed, epochs, **__: config(seed=seed, epochs=epochs))
     monkeypatch.setattr(coefficients, "PRICES", ((1e-3, 2.0), (5e-2, 2.0)))
     monkeypatch.setattr(coefficients, "BINDINGS", ((5e-2, 2.0), (5e-2, 50.0)))
-    main(["coefficients", "--work", str(tmp_path), "--seeds", "0", "--epochs", "6"])
-    cheap, dear, bound = lines_of(tmp_path / "coefficients.jsonl")
+    made(coefficients.EXPERIMENT, tmp_path, 1, 6)
+    cheap, dear, bound = lines_of(tmp_path)
     assert dear["neurons"] < cheap["neurons"]
     assert len(dear["curve"]) == len(dear["steps"])
     # Far stronger than the price it holds gates where they are, .7, rather than closes them.
     assert bound["neurons"] > dear["neurons"]
-    assert "| 0.05 | 50 | 6 | 1 |" in (tmp_path / "coefficients.md").read_text()
+    assert "| 0.05 | 50 | 6 | 1 |" in told_in(tmp_path)
 
 
 def test_classes(data, tmp_path, monkeypatch):
     monkeypatch.setattr(classes, "make_config", lambda *_, seed, epochs, **__: config(seed=seed, epochs=epochs))
     monkeypatch.setattr(classes, "PRICES", (1e-3, 5e-2))
-    main(["classes", "--work", str(tmp_path), "--seeds", "0", "--epochs", "6"])
-    cheap, dear = lines_of(tmp_path / "classes.jsonl")
+    made(classes.EXPERIMENT, tmp_path, 1, 6)
+    cheap, dear = lines_of(tmp_path)
     assert dear["neurons"] == sum(dear["widths"]) < cheap["neurons"]
     assert [(run["classes"], run["gates"]) for run in (cheap, dear)] == [(2, 1e-3), (2, 5e-2)]
 
@@ -139,8 +126,8 @@ def test_rank_correlation_of_classes_and_widths():
 def test_depth(data, tmp_path, monkeypatch):
     monkeypatch.setattr(depth, "make_config", lambda *_, seed, epochs, **__: config(seed=seed, epochs=epochs))
     monkeypatch.setattr(depth, "DEPTHS", (3, 5))
-    main(["depth", "--work", str(tmp_path), "--seeds", "0", "--epochs", "2"])
-    runs = lines_of(tmp_path / "depth.jsonl")
+    made(depth.EXPERIMENT, tmp_path, 1, 2)
+    runs = lines_of(tmp_path)
     assert [(run["what"], run["layers"]) for run in runs] == [("learnt", 3), ("plain", 3), ("learnt", 5), ("plain", 5)]
     for run in runs[::2]:
         assert run["deviation"] <= 1e-12
@@ -159,8 +146,8 @@ def test_the_network_of_the_depth_experiment_keeps_the_size_of_its_signals(data)
 
 def test_a_run_is_found_by_its_settings(tmp_path):
     runs = Runs(tmp_path / "new", "x")
-    made = runs.make({"seed": 0, "learn": ("a", "b")}, lambda: {"value": 1})
-    assert made["value"] == 1
+    first = runs.make({"seed": 0, "learn": ("a", "b")}, lambda: {"value": 1})
+    assert first["value"] == 1
     again = runs.make({"seed": 0, "learn": ("a", "b")}, lambda: pytest.fail("made again"))
     assert again["value"] == 1
     assert runs.make({"seed": 1, "learn": ("a", "b")}, lambda: {"value": 2})["value"] == 2

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import copy
-import json
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from alone import is_drawn, lines_of, made, told_in
 from torch import nn
 
+from resgrow._errors import InputError
 from resgrow.experiments.controller import capacity, overhead, robustness
-from resgrow.experiments.controller.command import main
 from resgrow.experiments.controller.problems import batches, digit_task, friedman_task, optimizers, wine_task
-
-
-def lines(path: Any) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_capacity_runs_resume_and_tell(tmp_path, monkeypatch):
     monkeypatch.setattr(capacity, "FREQUENCIES", (2,))
-    arguments = ["capacity", "--out", str(tmp_path), "--epochs", "15", "--seeds", "0"]
-    main(arguments)
-    results = lines(tmp_path / "capacity.jsonl")
+    made(capacity.EXPERIMENT, tmp_path, 1, 15)
+    results = lines_of(tmp_path)
     assert [run["start"] for run in results] == ["small", "large"]
     for run in results:
         assert run["params"] == run["curve"][-1][1]
@@ -33,11 +28,10 @@ def test_capacity_runs_resume_and_tell(tmp_path, monkeypatch):
         assert run["moves"]
     large = results[1]
     assert large["params"] < sum(p.numel() for p in capacity.network(32).parameters())
-    before = (tmp_path / "capacity.jsonl").read_text()
-    main(arguments)
-    assert (tmp_path / "capacity.jsonl").read_text() == before
-    assert "Runs: 2, of which 2" in (tmp_path / "capacity.md").read_text()
-    assert (tmp_path / "capacity.png").read_bytes().startswith(b"\x89PNG")
+    assert made(capacity.EXPERIMENT, tmp_path, 1, 15) == ""
+    assert lines_of(tmp_path) == results
+    assert "Runs: 2, of which 2" in told_in(tmp_path)
+    assert is_drawn(tmp_path)
 
 
 def size(k: int, start: str, params: int | None, seed: int = 0) -> dict[str, Any]:
@@ -87,7 +81,7 @@ def test_tasks_have_columns_of_variance_one_and_a_fixed_split():
 
 
 def test_wine_is_read_from_both_files(tmp_path):
-    with pytest.raises(SystemExit, match="winequality-red"):
+    with pytest.raises(InputError, match="winequality-red"):
         wine_task(str(tmp_path / "nowhere"))
     folder = tmp_path / "tabular"
     folder.mkdir()
@@ -115,14 +109,14 @@ def test_robustness_runs_and_tells(tmp_path, monkeypatch):
     monkeypatch.setattr(robustness, "BUDGETS", (0.2,))
     monkeypatch.setattr(robustness, "STEPS_PER_EPOCH", 150)
     monkeypatch.setattr(robustness, "optimizers", lambda: {"Adam": optimizers()["Adam"]})
-    main(["robustness", "--out", str(tmp_path), "--epochs", "2", "--seeds", "0", "--only", "friedman"])
-    twin, limited, free = lines(tmp_path / "robustness.jsonl")
+    made(robustness.EXPERIMENT, tmp_path, 1, 2, "friedman")
+    twin, limited, free = lines_of(tmp_path)
     assert (twin["budget"], limited["deadline"], free["deadline"]) == (None, 240, None)
     assert limited["met"]
     assert limited["params"] <= 0.2 * sum(p.numel() for p in friedman_task(None).network(0).parameters())
     assert limited["identical"]
     assert free["identical"]
-    told = (tmp_path / "robustness.md").read_text()
+    told = told_in(tmp_path)
     assert "Runs: 1; budget met in 1" in told
     assert "1 of 1 ended identical" in told
     assert "Errors: 0." in told
@@ -150,12 +144,12 @@ def test_errors_are_results():
 
 def test_overhead_runs_and_tells(tmp_path, monkeypatch):
     monkeypatch.setattr(overhead, "UNITS", ("channel",))
-    main(["overhead", "--out", str(tmp_path), "--epochs", "1", "--seeds", "0", "--only", "perceptron-64"])
-    (run,) = lines(tmp_path / "overhead.jsonl")
+    made(overhead.EXPERIMENT, tmp_path, 1, 1, "perceptron-64")
+    (run,) = lines_of(tmp_path)
     assert run["every"] == 462  # by the batch and the share of the work
     assert 0 < run["curvature"] < run["step"]
     assert run["all"] == pytest.approx(run["step"] + run["masks"])
-    assert "perceptron-64" in (tmp_path / "overhead.md").read_text()
+    assert "perceptron-64" in told_in(tmp_path)
 
 
 def test_twins_of_an_overhead_run_start_alike_and_only_one_changes():

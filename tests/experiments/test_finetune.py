@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
 import torch
+from alone import is_drawn, lines_of, made, told_in
 from small import small_data
 
 import resgrow
 import resgrow.data
 from resgrow.experiments.architecture import finetune, study
-from resgrow.experiments.architecture.command import main
-from resgrow.experiments.architecture.runs import Runs
 from resgrow.experiments.architecture.study import Study, afresh, inner_widths, pruned, widths
+from resgrow.experiments.frame.runs import Runs
 from resgrow.surgery import swap_activations
 from resgrow.surgery.count import count_params
 
@@ -108,20 +107,19 @@ def test_the_base_is_made_once_and_again_if_it_got_lost(data, tmp_path):
         torch.testing.assert_close(value, lost[name])
 
 
-def test_parts_bring_what_they_need_and_the_report_tells(data, tmp_path, monkeypatch, capsys):
+def test_parts_bring_what_they_need_and_the_report_tells(data, tmp_path, monkeypatch):
     monkeypatch.setattr(finetune, "COEFFICIENTS", (0.1, 0.2))
     monkeypatch.setattr(finetune, "SCRATCH", (0.2,))
-    arguments = ["finetune", "--work", str(tmp_path), "--seeds", "3", "4", "--epochs", "3"]
-    main([*arguments, "--only", "scratch"])
-    lines = [json.loads(line) for line in (tmp_path / "finetune.jsonl").read_text().splitlines()]
+    made(finetune.EXPERIMENT, tmp_path, 2, 3, "scratch")
+    lines = lines_of(tmp_path)
     assert [(run["what"], run.get("gates"), run["seed"]) for run in lines] == [
         (what, coefficient, seed)
-        for seed in (3, 4)
+        for seed in (0, 1)
         for what, coefficient in (("base", None), ("gates", 0.2), ("scratch", 0.2))
     ]
     assert lines[1]["fine"] == 1
-    main([*arguments, "--only", "scratch", "magnitude", "plain"])
-    told = (tmp_path / "finetune.md").read_text()
+    made(finetune.EXPERIMENT, tmp_path, 2, 3, "scratch", "magnitude", "plain")
+    told = told_in(tmp_path)
     rows = [row.split(" | ") for row in told.splitlines() if row.startswith("| ")][2:]
     assert [(row[0], row[1], row[2], row[3]) for row in rows] == [
         ("| base (resnet8)", "", "3", "2"),
@@ -134,10 +132,8 @@ def test_parts_bring_what_they_need_and_the_report_tells(data, tmp_path, monkeyp
     ]
     assert rows[0][4] == "16-32-64, 16-32-64"
     assert rows[0][6] == rows[1][6] == "100.0 ± 0.0"
-    assert (tmp_path / "finetune.png").read_bytes().startswith(b"\x89PNG")
-    capsys.readouterr()
-    main(arguments)
-    assert capsys.readouterr().out == ""
+    assert is_drawn(tmp_path)
+    assert made(finetune.EXPERIMENT, tmp_path, 2, 3) == ""
 
 
 def test_part_of_the_results_is_told():

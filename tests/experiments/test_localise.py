@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from alone import is_drawn, lines_of, made, told_in
 from scipy.stats import binomtest
 
 import resgrow
-from resgrow.experiments.localise import grow, shrink
-from resgrow.experiments.localise.command import main
+from resgrow.experiments.localise import grow, ripple, shrink
 from resgrow.experiments.localise.networks import HIDDEN, LOSS, around, loss, problem, train
 from resgrow.experiments.localise.verdicts import always, by_best, guessed, hit, hits, rank_correlation, wilson
 from resgrow.surgery.count import count_params
@@ -116,19 +115,14 @@ def test_truth_is_against_training_on_without_a_change(trained, monkeypatch):
     assert rises["at once"][2] == loss(smaller, trained.train) - base
 
 
-def test_runs_resume_and_reports_tell(tmp_path, monkeypatch, capsys):
+def test_runs_resume_and_reports_tell(tmp_path, monkeypatch):
     monkeypatch.setattr(grow, "NETWORKS", 1)
     monkeypatch.setattr(shrink, "NETWORKS", 1)
-    arguments = ["grow", "shrink", "--out", str(tmp_path), "--epochs", "2", "--seeds", "0"]
-    main(arguments)
-    files = {name: (tmp_path / f"{name}.jsonl").read_text() for name in ("grow", "shrink")}
-    assert [json.loads(line)["network"] for line in files["grow"].splitlines()] == [0]
-    main(arguments)
-    assert all((tmp_path / f"{name}.jsonl").read_text() == text for name, text in files.items())
-    for name in files:
-        told = (tmp_path / f"{name}.md").read_text()
-        assert "Networks: 1." in told
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    made(ripple.EXPERIMENT, tmp_path, 1, 2)
+    assert [(run["chapter"], run["network"]) for run in lines_of(tmp_path)] == [("grow", 0), ("shrink", 0)]
+    assert made(ripple.EXPERIMENT, tmp_path, 1, 2) == ""
+    assert told_in(tmp_path).count("Networks: 1.") == 2
+    assert is_drawn(tmp_path)
 
 
 def runs_of(rules: dict[str, list[float]], **truth: Any) -> list[dict[str, Any]]:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from alone import is_drawn, lines_of, made, told_in
 from small import small_data
 
 import resgrow.data
 from resgrow._errors import RunError
 from resgrow.experiments.architecture import search as experiment
 from resgrow.experiments.architecture import search_report, searchers
-from resgrow.experiments.architecture.command import main
-from resgrow.experiments.architecture.runs import Runs
 from resgrow.experiments.architecture.search import GATES, Problem, learnt, searched
 from resgrow.experiments.architecture.searchers import Price, best, search
 from resgrow.experiments.architecture.widths import LENET5, Widths, build, hold_out, training_macs
 from resgrow.experiments.config import make_config
+from resgrow.experiments.frame.runs import Runs
 from resgrow.experiments.training import Training, make_optimizer
 from resgrow.nn import lenet5
 from resgrow.surgery.count import count_macs, count_params
@@ -191,21 +189,18 @@ def test_a_stopped_search_resumes_as_if_it_had_not_been_stopped(data, tmp_path, 
     assert found["work_seconds"] >= sum(run["seconds"] for run in runs)
 
 
-def test_the_command_runs_reports_and_does_nothing_twice(data, tmp_path, monkeypatch, capsys):
+def test_the_command_runs_reports_and_does_nothing_twice(data, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "FACTORS", (0.3,))
-    arguments = ["search", "--work", str(tmp_path), "--only", "learnt", "random", "--seeds", "0", "--epochs", "4"]
-    main(arguments)
-    lines = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
+    made(experiment.EXPERIMENT, tmp_path, 1, 4, "learnt", "random")
+    lines = lines_of(tmp_path)
     parts = [line for line in lines if "part" in line]
     assert [(line["part"], line.get("factor")) for line in parts] == [("learnt", None), ("random", 0.3)]
     assert [line["epochs"] for line in lines if "network" in line] == [1] * parts[1]["trials"] + [4]
-    told = Path(tmp_path / "search.md").read_text()
+    told = told_in(tmp_path)
     assert "| learnt | 4 | 1 | 1.00 |" in told
     assert "| random, budget 0.3 | 4 | 1 |" in told
-    assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
-    capsys.readouterr()
-    main(arguments)
-    assert capsys.readouterr().out == ""
+    assert is_drawn(tmp_path)
+    assert made(experiment.EXPERIMENT, tmp_path, 1, 4, "learnt", "random") == ""
 
 
 # ---- the report ----

@@ -19,11 +19,11 @@ from scipy.stats import spearmanr
 
 import resgrow.data
 from resgrow.data import Dataset
-from resgrow.experiments.architecture.experiment import Experiment, Settings, spread, table
 from resgrow.experiments.architecture.learning import accuracy, learn
-from resgrow.experiments.architecture.part import with_classes
-from resgrow.experiments.architecture.runs import Result, Runs
 from resgrow.experiments.config import FitConfig, make_config
+from resgrow.experiments.frame.data_part import with_classes
+from resgrow.experiments.frame.experiment import Experiment, Quick, Settings, spread, table
+from resgrow.experiments.frame.runs import Result, Runs
 from resgrow.experiments.models import as_network, build_model
 from resgrow.report.style import SIZED, UNDONE
 from resgrow.surgery import swap_activations
@@ -32,6 +32,7 @@ IMAGES = 10_000
 CLASSES = tuple(range(2, 11))
 # A low price of a neuron leaves room for differences; at a high one all networks are small.
 PRICES = (1e-3, 4e-3)
+QUICK_IMAGES, QUICK_CLASSES = 2_000, (2, 6, 10)
 _ACTIVATIONS = ("2", "5", "8")
 
 
@@ -44,10 +45,12 @@ def learn_widths(price: float, config: FitConfig, data: Dataset) -> dict[str, An
 
 def run(runs: Runs, settings: Settings) -> None:
     whole = resgrow.data.load("mnist", settings.data_dir, False)
+    images, numbers = (QUICK_IMAGES, QUICK_CLASSES) if settings.quick else (IMAGES, CLASSES)
+    numbers = tuple(number for number in numbers if number <= len(whole.classes))
     for seed in settings.seeds:
         config = make_config("mnist", "lenet5", budget="params=1", epochs=settings.epochs, lr=1e-3, seed=seed)
-        for price, classes in product(PRICES, CLASSES[: len(whole.classes) - 1]):
-            data = with_classes(whole, range(classes), min(IMAGES, len(whole.train_y) // len(whole.classes) * classes))
+        for price, classes in product(PRICES, numbers):
+            data = with_classes(whole, range(classes), min(images, len(whole.train_y) // len(whole.classes) * classes))
             known = {"classes": classes, "seed": seed, "epochs": settings.epochs, "gates": price}
             runs.make(known, partial(learn_widths, price, config, data))
 
@@ -104,4 +107,6 @@ EXPERIMENT = Experiment(
     run=run,
     tell=tell,
     draw=draw,
+    title="Harder problems",
+    quick=Quick(epochs=3),
 )

@@ -22,15 +22,17 @@ from torch import nn
 
 import resgrow.data
 from resgrow.data import Dataset
-from resgrow.experiments.architecture.experiment import Experiment, Settings, spread, table
 from resgrow.experiments.architecture.learning import accuracy, deviation, learn, train
-from resgrow.experiments.architecture.runs import Result, Runs
 from resgrow.experiments.config import FitConfig, make_config
+from resgrow.experiments.frame.data_part import first_images
+from resgrow.experiments.frame.experiment import Experiment, Quick, Settings, spread, table
+from resgrow.experiments.frame.runs import Result, Runs
 from resgrow.report.style import SIZED
 from resgrow.surgery import swap_activations
 from resgrow.surgery.count import count_params
 
 DEPTHS = (6, 8, 10, 12, 15)
+QUICK_DEPTHS, QUICK_IMAGES = (6, 10), 12_000
 WIDTH = 100
 GATES = 5e-3
 
@@ -74,10 +76,10 @@ def train_plain(layers: int, config: FitConfig, data: Dataset) -> dict[str, Any]
 
 
 def run(runs: Runs, settings: Settings) -> None:
-    data = resgrow.data.load("mnist", settings.data_dir, False)
+    data = first_images(resgrow.data.load("mnist", settings.data_dir, False), QUICK_IMAGES if settings.quick else None)
     for seed in settings.seeds:
         config = make_config("mnist", "lenet5", budget="params=1", epochs=settings.epochs, lr=1e-3, seed=seed)
-        for layers in DEPTHS:
+        for layers in QUICK_DEPTHS if settings.quick else DEPTHS:
             for what, make in (("learnt", learn_depth), ("plain", train_plain)):
                 if what in settings.only:
                     known = {"what": what, "layers": layers, "seed": seed, "epochs": settings.epochs}
@@ -131,4 +133,6 @@ EXPERIMENT = Experiment(
     tell=tell,
     draw=draw,
     parts=("learnt", "plain"),
+    title="Depth",
+    quick=Quick(epochs=3),
 )

@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 import resgrow.data
-from resgrow.experiments.architecture.experiment import Experiment, Settings, spread, table
-from resgrow.experiments.architecture.runs import Result, Runs
 from resgrow.experiments.architecture.study import Study
+from resgrow.experiments.frame.data_part import first_images
+from resgrow.experiments.frame.experiment import Experiment, Quick, Settings, spread, table
+from resgrow.experiments.frame.runs import Result, Runs
 from resgrow.report.style import DENSE, INK, SIZED, UNDONE
 
 # With it three seeds take about an hour of one core. Of 14 layers it would be twice that, of 20 nearly three times.
@@ -36,11 +37,12 @@ FINE_SHARE = 0.4
 COEFFICIENTS = (3e-4, 1e-3, 5e-3)
 # From new weights is the dearest of the controls: one architecture of the three.
 SCRATCH = COEFFICIENTS[1:2]
+QUICK_IMAGES = 1_500
 PARTS = ("base", "gates", "plain", "magnitude", "scratch")
 
 
 def run(runs: Runs, settings: Settings) -> None:
-    data = resgrow.data.load("cifar10", settings.data_dir)
+    data = first_images(resgrow.data.load("cifar10", settings.data_dir), QUICK_IMAGES if settings.quick else None)
     fine = max(1, round(FINE_SHARE * settings.epochs))
     for seed in settings.seeds:
         study = Study(runs, data, MODEL, seed, settings.epochs, fine)
@@ -142,4 +144,6 @@ EXPERIMENT = Experiment(
     tell=tell,
     draw=draw,
     parts=PARTS,
+    title="From trained weights",
+    quick=Quick(epochs=2),
 )

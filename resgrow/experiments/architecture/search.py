@@ -20,13 +20,14 @@ from torch import nn
 import resgrow.data
 from resgrow.data import Dataset
 from resgrow.experiments.architecture import search_report
-from resgrow.experiments.architecture.experiment import Experiment, Settings
 from resgrow.experiments.architecture.learning import accuracy, learn, train
-from resgrow.experiments.architecture.runs import Result, Runs
 from resgrow.experiments.architecture.searchers import METHODS, Price, best, search
 from resgrow.experiments.architecture.table import ACTIVATIONS
 from resgrow.experiments.architecture.widths import LENET5, Widths, build, hold_out, training_macs
 from resgrow.experiments.config import FitConfig, make_config
+from resgrow.experiments.frame.data_part import first_images
+from resgrow.experiments.frame.experiment import Experiment, Quick, Settings
+from resgrow.experiments.frame.runs import Result, Runs
 from resgrow.experiments.models import as_network, build_model
 from resgrow.experiments.training import Training
 from resgrow.surgery import swap_activations
@@ -43,6 +44,7 @@ LEARNING_RATE = 3e-3
 CONSTANTS = {"gates": GATES, "lr": LEARNING_RATE}
 # A trial has a quarter of a training's epochs.
 TRIAL_SHARE = 4
+QUICK_IMAGES = 3_000
 # What is known of every network, tried or trained to the end.
 JUDGED = ("objective", "val_loss", "neurons", "params", "test_accuracy")
 
@@ -127,7 +129,7 @@ def searched(problem: Problem, method: str, factor: float) -> dict[str, Any]:
 
 
 def run(runs: Runs, settings: Settings) -> None:
-    data = resgrow.data.load("mnist", settings.data_dir, False)
+    data = first_images(resgrow.data.load("mnist", settings.data_dir, False), QUICK_IMAGES if settings.quick else None)
     for seed in settings.seeds:
         problem = Problem(runs, data, seed, settings.epochs)
         for part in settings.only:
@@ -135,7 +137,7 @@ def run(runs: Runs, settings: Settings) -> None:
             if part == "learnt":
                 runs.make(known, partial(learnt, problem))
                 continue
-            for factor in FACTORS:
+            for factor in FACTORS[:1] if settings.quick else FACTORS:
                 runs.make({**known, "factor": factor}, partial(searched, problem, part, factor))
 
 
@@ -151,4 +153,6 @@ EXPERIMENT = Experiment(
     tell=search_report.tell,
     draw=search_report.draw,
     parts=("learnt", *METHODS),
+    title="Searches from outside",
+    quick=Quick(epochs=4, parts=("learnt", "random")),
 )

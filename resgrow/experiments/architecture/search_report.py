@@ -9,10 +9,10 @@ from itertools import accumulate
 import numpy as np
 from matplotlib.figure import Figure
 
-from resgrow.experiments.architecture.experiment import spread, table
-from resgrow.experiments.architecture.runs import Result
 from resgrow.experiments.architecture.searchers import METHODS
 from resgrow.experiments.architecture.widths import Widths
+from resgrow.experiments.frame.experiment import spread, table
+from resgrow.experiments.frame.runs import Result
 from resgrow.report.style import DENSE, INK, SIZED, UNDONE
 
 HEAD = (

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from resgrow.data import Dataset
 from resgrow.experiments.architecture.learning import accuracy, deviation, learn, renewed, train
-from resgrow.experiments.architecture.runs import Runs
 from resgrow.experiments.config import FitConfig, make_config
+from resgrow.experiments.frame.runs import Runs
 from resgrow.experiments.models import as_network, build_model
 from resgrow.nn import BasicBlock, ResNet
 from resgrow.nn.resnet import initialise

@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 
 import resgrow.data
 from resgrow.data import Dataset
-from resgrow.experiments.architecture.experiment import Experiment, Settings, spread
-from resgrow.experiments.architecture.experiment import table as as_table
 from resgrow.experiments.architecture.learning import accuracy, deviation, learn, renewed, train
-from resgrow.experiments.architecture.runs import Result, Runs
 from resgrow.experiments.config import FitConfig, make_config
+from resgrow.experiments.frame.data_part import first_images
+from resgrow.experiments.frame.experiment import Experiment, Quick, Settings, spread
+from resgrow.experiments.frame.experiment import table as as_table
+from resgrow.experiments.frame.runs import Result, Runs
 from resgrow.experiments.models import as_network, build_model
 from resgrow.report.style import DENSE, SIZED, UNDONE
 from resgrow.surgery import factorise, swap_activations
@@ -47,6 +48,7 @@ ROWS = {
     "third, large": Row(("neither", "neither", "width"), 3e-4),
 }
 SVD_RANKS = (10, 20, 40, 70)
+QUICK_IMAGES = 6_000
 
 
 def learn_row(row: Row, config: FitConfig, data: Dataset) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def train_dense(config: FitConfig, data: Dataset) -> dict[str, Any]:
 
 
 def run(runs: Runs, settings: Settings) -> None:
-    data = resgrow.data.load("mnist", settings.data_dir, False)
+    data = first_images(resgrow.data.load("mnist", settings.data_dir, False), QUICK_IMAGES if settings.quick else None)
     for seed in settings.seeds:
         config = make_config("mnist", "lenet5", budget="params=1", epochs=settings.epochs, lr=1e-3, seed=seed)
         for name in settings.only:
@@ -158,4 +160,6 @@ EXPERIMENT = Experiment(
     tell=tell,
     draw=draw,
     parts=(*ROWS, "dense"),
+    title="The table",
+    quick=Quick(epochs=2, parts=("all, large", "dense")),
 )

@@ -19,11 +19,12 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from resgrow.controller import Budget, Controller
-from resgrow.experiments.architecture.experiment import Experiment, Settings, spread, table
-from resgrow.experiments.architecture.runs import Result, Runs
+from resgrow.experiments.frame.experiment import Experiment, Quick, Settings, spread, table
+from resgrow.experiments.frame.runs import Result, Runs
 from resgrow.report.style import DENSE, SIZED
 
 FREQUENCIES = (2, 4, 6, 9, 12, 16, 20)
+QUICK_FREQUENCIES = (2, 6, 12)
 STARTS = {"small": 2, "large": 32}
 LIMIT = 0.01
 RATE = 0.003
@@ -98,7 +99,7 @@ def changes(trace: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def run(runs: Runs, settings: Settings) -> None:
     for seed in settings.seeds:
-        for k in FREQUENCIES:
+        for k in QUICK_FREQUENCIES if settings.quick else FREQUENCIES:
             for start in settings.only:
                 known = {"seed": seed, "k": k, "start": start, "epochs": settings.epochs}
                 steps = settings.epochs * STEPS_PER_EPOCH
@@ -116,6 +117,24 @@ def ratios(results: Sequence[Result]) -> dict[tuple[int, int], float]:
     for each in results:
         ends.setdefault((each["k"], each["seed"]), {})[each["start"]] = each["params"]
     return {key: max(e.values()) / min(e.values()) for key, e in sorted(ends.items()) if len(e) == len(STARTS)}
+
+
+def answer(results: Sequence[Result]) -> str:
+    done = [run for run in results if run["params"] is not None]
+    found = ratios(done)
+    if len({k for k, _ in found}) < 3:
+        return "Not known yet whether the size follows k. At least three k must have been started from both sizes."
+    each = min(ranks([run for run in done if run["start"] == start]) for start in STARTS)
+    middle = median(found.values())
+    follows, near = min(ranks(done), each) >= RANKS, middle <= APART
+    late = len(results) - len(done)
+    within = f" ({late} runs never were within the limit)" if late else ""
+    return (
+        f"{'Yes' if follows and near else 'Only in part' if follows or near else 'No'}: Spearman's correlation of k "
+        f"and size is {ranks(done):.2f} over {len(done)} runs{within}, and {each:.2f} from the start where it is "
+        f"least. Both starts end {'near each other' if near else 'apart'}: the median ratio of their sizes is "
+        f"{middle:.2f} of at most {APART} wanted."
+    )
 
 
 def tell(results: Sequence[Result]) -> str:
@@ -202,4 +221,8 @@ EXPERIMENT = Experiment(
     tell=tell,
     draw=draw,
     parts=tuple(STARTS),
+    title="Capacity",
+    control="A task of known difficulty: k, and the same task from a start far too small and one far too large.",
+    answer=answer,
+    quick=Quick(epochs=25),
 )

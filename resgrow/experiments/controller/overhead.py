@@ -21,9 +21,9 @@ from torch import Tensor, nn
 import resgrow.nn
 from resgrow._stopwatch import fair_clock
 from resgrow.controller import Budget, Controller
-from resgrow.experiments.architecture.experiment import Experiment, Settings, table
-from resgrow.experiments.architecture.runs import Result, Runs
 from resgrow.experiments.controller.problems import digit_task
+from resgrow.experiments.frame.experiment import Experiment, Quick, Settings, table
+from resgrow.experiments.frame.runs import Result, Runs
 
 Batch = tuple[Tensor, Tensor]
 LOSS = nn.CrossEntropyLoss()
@@ -166,9 +166,20 @@ def _timed(ctl: Controller, clock: Callable[[], float]) -> list[float]:
 def run(runs: Runs, settings: Settings) -> None:
     for seed in settings.seeds:
         for name in settings.only:
-            for unit in UNITS:
+            for unit in UNITS[:1] if settings.quick else UNITS:
                 known = {"load": name, "unit": unit, "seed": seed, "epochs": settings.epochs}
                 runs.make(known, partial(one, LOADS[name], unit, seed, settings.epochs))
+
+
+def answer(results: Sequence[Result]) -> str:
+    dearest = max(results, key=lambda run: run["all"])
+    within = sum(run["all"] <= ALL for run in results)
+    curvature = max(run["curvature"] for run in results)
+    return (
+        f"{'Little' if within == len(results) else 'More than was wanted'}: at most {100 * ALL:.0f} % of training in "
+        f"{within} of {len(results)} cases, and {100 * dearest['all']:.1f} % in the dearest ({dearest['load']}, by "
+        f"{dearest['unit']}). Of that, curvature is at most {100 * curvature:.1f} %, of {100 * CURVATURE:.0f} % wanted."
+    )
 
 
 def tell(results: Sequence[Result]) -> str:
@@ -201,4 +212,8 @@ EXPERIMENT = Experiment(
     tell=tell,
     seeds=(0,),
     parts=tuple(LOADS),
+    title="Overhead",
+    control="A copy of the network that is trained in turn, step by step, on the same batches, without a controller.",
+    answer=answer,
+    quick=Quick(epochs=2, parts=("perceptron-64",)),
 )

@@ -100,13 +100,10 @@ def wine_task(data_dir: str | None) -> Task:
     """UCI wine quality, white and red together: the mark from eleven measurements.
 
     Raises:
-        SystemExit: the two files are not in the directory, nor in ``tabular`` in it.
+        InputError: the two files are not in the directory, nor in ``tabular`` in it.
     """
     files = [f"winequality-{colour}.csv" for colour in ("red", "white")]
-    try:
-        paths = named.find(files, data_dir, ("tabular",), f"get them from {WINE}, or leave wine out with --only")
-    except InputError as error:
-        raise SystemExit(str(error)) from None
+    paths = named.find(files, data_dir, ("tabular",), f"get them from {WINE}, or leave wine out with --only")
     return _regression(load_table(paths, "quality"))
 
 
@@ -122,13 +119,13 @@ def friedman_task(data_dir: str | None) -> Task:
 
 @cache
 def mnist_task(data_dir: str | None) -> Task:
-    """LeNet-5 on the first training and test images of MNIST. Raises SystemExit: they are not there."""
+    """LeNet-5 on the first training and test images of MNIST. Raises InputError: they are not there."""
     return _images("mnist", data_dir, resgrow.nn.lenet5)
 
 
 @cache
 def cifar10_task(data_dir: str | None) -> Task:
-    """ResNet-8 on the first training and test images of CIFAR-10. Raises SystemExit: they are not there."""
+    """ResNet-8 on the first training and test images of CIFAR-10. Raises InputError: they are not there."""
     return _images("cifar10", data_dir, partial(resgrow.nn.resnet, 8))
 
 
@@ -145,7 +142,7 @@ def _images(name: str, data_dir: str | None, make: Callable[[], nn.Module]) -> T
     try:
         data = load(name, data_dir)
     except InputError as error:
-        raise SystemExit(f"{error}, or leave {name} out with --only") from None
+        raise InputError(f"{error}, or leave {name} out with --only") from None
     train = data.train_x[:IMAGES].clone(), data.train_y[:IMAGES].clone()
     test = data.test_x[:TESTED].clone(), data.test_y[:TESTED].clone()
     return Task(train, test, len(data.classes), make)

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from resgrow.controller import Budget, Controller
-from resgrow.experiments.architecture.experiment import Experiment, Settings, spread, table
-from resgrow.experiments.architecture.runs import Result, Runs
 from resgrow.experiments.controller.problems import TASKS, Batch, Task, batches, optimizers
+from resgrow.experiments.frame.experiment import Experiment, Quick, Settings, spread, table
+from resgrow.experiments.frame.lacks import Lacks
+from resgrow.experiments.frame.runs import Result, Runs
 
 BUDGETS = (0.1, 0.2, 0.4)
 MIDDLE = 0.2
+QUICK_OPTIMIZERS = ("Adam",)
 BATCH = 64
 # Convolutions take thirty times a perceptron's time for a step: they get fewer.
 SLOW, SLOW_SHARE = ("mnist", "cifar10"), 0.4
@@ -117,19 +119,25 @@ def _numbers(of: Parts) -> list[Tensor]:
 
 
 def run(runs: Runs, settings: Settings) -> None:
-    for seed in settings.seeds:
-        first = seed == settings.seeds[0]
-        for name in settings.only:
-            task = TASKS[name](settings.data_dir)
-            steps = int(settings.epochs * STEPS_PER_EPOCH * (SLOW_SHARE if name in SLOW else 1))
-            for optimizer in optimizers():
-                known = {"data": name, "optimizer": optimizer, "seed": seed, "epochs": settings.epochs}
-                runs.make({**known, "budget": None}, partial(twin, task, optimizer, seed, steps))
-                for params in BUDGETS:
-                    without = (None,) if first and params == MIDDLE else ()
-                    for deadline in (int(DEADLINE * steps), *without):
-                        made = partial(guarded, sized, task, optimizer, params, seed, steps, deadline, first)
-                        runs.make({**known, "budget": params, "deadline": deadline}, made)
+    with Lacks() as lacks:
+        for seed in settings.seeds:
+            for name in settings.only:
+                with lacks.part():
+                    run_task(runs, settings, name, seed)
+
+
+def run_task(runs: Runs, settings: Settings, name: str, seed: int) -> None:
+    task = TASKS[name](settings.data_dir)
+    first = seed == settings.seeds[0]
+    steps = int(settings.epochs * STEPS_PER_EPOCH * (SLOW_SHARE if name in SLOW else 1))
+    for optimizer in QUICK_OPTIMIZERS if settings.quick else optimizers():
+        known = {"data": name, "optimizer": optimizer, "seed": seed, "epochs": settings.epochs}
+        runs.make({**known, "budget": None}, partial(twin, task, optimizer, seed, steps))
+        for params in (MIDDLE,) if settings.quick else BUDGETS:
+            without = (None,) if first and params == MIDDLE else ()
+            for deadline in (int(DEADLINE * steps), *without):
+                made = partial(guarded, sized, task, optimizer, params, seed, steps, deadline, first)
+                runs.make({**known, "budget": params, "deadline": deadline}, made)
 
 
 def guarded(make: Any, *arguments: Any) -> dict[str, Any]:
@@ -139,6 +147,25 @@ def guarded(make: Any, *arguments: Any) -> dict[str, Any]:
     except (ValueError, RuntimeError) as error:
         return {"error": str(error)}
     return {**found, "error": None}
+
+
+def answer(results: Sequence[Result]) -> str:
+    """Errors count as budgets that are not met."""
+    limited = [run for run in results if run["budget"] is not None and run.get("deadline") is not None]
+    if not limited:
+        return "Not known yet whether budgets are met. No run with a deadline is there."
+    twins = {_key(run): run for run in results if run["budget"] is None}
+    done = [run for run in limited if run["error"] is None]
+    met = sum(run["met"] and run["finite"] for run in done)
+    stopped = [run for run in done if "identical" in run]
+    same_after = sum(run["identical"] for run in stopped)
+    scores = spread([run["score"] - twins[_key(run)]["score"] for run in done], "+.1f") if done else "unknown"
+    resumed_too = not stopped or same_after == len(stopped)
+    return (
+        f"{'Yes' if met == len(limited) and resumed_too else 'No'}: budgets are met, with finite weights, in {met} of "
+        f"{len(limited)} runs with a deadline, {scores} points from the score of the same network without a "
+        f"controller. Stopped and resumed, {same_after} of {len(stopped)} ended as if they had not been, to the bit."
+    )
 
 
 def tell(results: Sequence[Result]) -> str:
@@ -204,4 +231,9 @@ EXPERIMENT = Experiment(
     run=run,
     tell=tell,
     parts=tuple(TASKS),
+    title="Robustness",
+    control="The same network, batches and optimizer without a controller; and, of what is resumed, the run that was "
+    "not stopped.",
+    answer=answer,
+    quick=Quick(epochs=20, parts=("digits", "friedman")),
 )

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import resgrow
 from resgrow.curvature.growth import growth, moments
-from resgrow.experiments.architecture.experiment import Experiment, Settings, table
-from resgrow.experiments.architecture.runs import Result, Runs
+from resgrow.experiments.frame.experiment import Experiment, Quick, Settings, table
+from resgrow.experiments.frame.runs import Result, Runs
 from resgrow.experiments.localise.networks import HIDDEN, LOSS, Problem, around, loss, problem, train
 from resgrow.experiments.localise.verdicts import Case, always, by_best, guessed, hits, row, wilson
 from resgrow.report.style import DENSE, INK, SIZED
@@ -28,7 +28,7 @@ from resgrow.surgery.growth_sites import growth_site
 from resgrow.surgery.structure import structure_of, traced
 from resgrow.surgery.widen_names import named_group
 
-NETWORKS = 30
+NETWORKS, QUICK_NETWORKS = 30, 3
 WIDTHS = (4, 6, 9, 14, 24)
 BY = 8
 DRAWS = 2
@@ -110,7 +110,7 @@ def one(seed: int, number: int, epochs: int) -> dict[str, Any]:
 
 def run(runs: Runs, settings: Settings, make: Callable[..., dict[str, Any]] = one) -> None:
     for seed in settings.seeds:
-        for number in range(NETWORKS):
+        for number in range(QUICK_NETWORKS if settings.quick else NETWORKS):
             known = {"seed": seed, "network": number, "epochs": settings.epochs}
             runs.make(known, partial(make, seed, number, settings.epochs))
 
@@ -182,4 +182,6 @@ EXPERIMENT = Experiment(
     run=run,
     tell=tell,
     draw=draw,
+    title="Where to grow",
+    quick=Quick(epochs=10),
 )

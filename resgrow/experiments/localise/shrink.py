@@ -17,14 +17,14 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor, nn
 
 import resgrow
-from resgrow.experiments.architecture.experiment import Experiment, Settings, table
-from resgrow.experiments.architecture.runs import Result, Runs
+from resgrow.experiments.frame.experiment import Experiment, Quick, Settings, table
+from resgrow.experiments.frame.runs import Result, Runs
 from resgrow.experiments.localise.networks import HIDDEN, LOSS, Problem, around, loss, problem, train
 from resgrow.experiments.localise.verdicts import Case, always, guessed, hits, row, wilson
 from resgrow.report.style import DENSE, INK, SIZED
 from resgrow.surgery import Masks, compact, make_units
 
-NETWORKS = 30
+NETWORKS, QUICK_NETWORKS = 30, 3
 WIDTHS = (8, 12, 20, 32)
 GONE = 4
 RATE = 3e-3
@@ -101,7 +101,7 @@ def one(seed: int, number: int, epochs: int) -> dict[str, Any]:
 
 def run(runs: Runs, settings: Settings, make: Callable[..., dict[str, Any]] = one) -> None:
     for seed in settings.seeds:
-        for number in range(NETWORKS):
+        for number in range(QUICK_NETWORKS if settings.quick else NETWORKS):
             known = {"seed": seed, "network": number, "epochs": settings.epochs}
             runs.make(known, partial(make, seed, number, settings.epochs))
 
@@ -193,4 +193,6 @@ EXPERIMENT = Experiment(
     run=run,
     tell=tell,
     draw=draw,
+    title="Which to shrink",
+    quick=Quick(epochs=10),
 )

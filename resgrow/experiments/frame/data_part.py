@@ -32,6 +32,14 @@ def with_classes(data: Dataset, classes: Sequence[int], images: int | None = Non
     )
 
 
+def first_images(data: Dataset, images: int | None, tested: int = 2_000) -> Dataset:
+    """So many training images, evenly over the classes, and the first test images; the whole for None."""
+    if images is None:
+        return data
+    part = with_classes(data, range(len(data.classes)), min(images, len(data.train_y)))
+    return replace(part, test_x=part.test_x[:tested], test_y=part.test_y[:tested])
+
+
 def _first(data: Dataset, classes: torch.Tensor, images: int) -> torch.Tensor:
     shares = [images * (i + 1) // len(classes) - images * i // len(classes) for i in range(len(classes))]
     places = []
