@@ -324,4 +324,4 @@ def test_checkpoints_hold_plain_types_and_tensors(tmp_path):
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["ControllerCallback"]
     assert [replace(move, **entry) for move, entry in zip(callback.controller.history, saved["history"], strict=True)]
-    assert saved["steps"] == 60
+    assert saved["course"]["steps"] == 60
