@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from resgrow.controller.grow import Regrower
 from resgrow.controller.history import Move
 from resgrow.controller.probation import Probation
 from resgrow.controller.trust import Trust
 from resgrow.curvature.batches import move
-from resgrow.surgery.plans import describe, fit, from_json, stored_tensors, to_json
+from resgrow.surgery.plans import Plan, describe, fit, from_json, stored_tensors, to_json
+from resgrow.surgery.plans.plan import TensorPlan
 
 if TYPE_CHECKING:
     from resgrow.controller.controller import Controller
@@ -43,7 +46,7 @@ def captured(ctl: Controller) -> dict[str, Any]:
         "probation": None if probation is None else dict(vars(probation)),
         "recent": course.recent.batches,
         "refused": sorted(course.deepener.refused),
-        "structure": to_json(describe(ctl.model)[0]) if shop.structural else None,
+        "structure": _structure(ctl),
         "groups": [_group_names(ctl.model, optimizer) for optimizer in shop.optimizers],
     }
 
@@ -62,7 +65,10 @@ def restore(ctl: Controller, state: Mapping[str, Any]) -> None:
     history = [Move(**each) for each in state["history"]]
     trusts = Trust(**state["trust"]), Trust(**state["growth_trust"])
     if state["structure"] is not None:
-        _take_structure(ctl.model, state["structure"], state["groups"], shop.optimizers)
+        changed = take_structure(ctl.model, state["structure"], shop.optimizers)
+        for optimizer, names in zip(shop.optimizers, state["groups"], strict=True):
+            if changed or covers(ctl.model, optimizer, names):
+                arrange(ctl.model, optimizer, names)
         shop.structural = True
         shop.rebuilt()
     ctl.masks.load_state_dict(state["masks"])
@@ -98,23 +104,90 @@ def _group_names(model: nn.Module, optimizer: Optimizer) -> list[list[str | None
     return [[names.get(id(parameter)) for parameter in group["params"]] for group in optimizer.param_groups]
 
 
-def _take_structure(
-    model: nn.Module, structure: Any, groups: Sequence[Sequence[Sequence[str | None]]], optimizers: Sequence[Optimizer]
+def take_structure(model: nn.Module, structure: Any, optimizers: Sequence[Optimizer] = ()) -> bool:
+    """The model in a stored structure, in place; whether that has changed anything.
+
+    Tensors of the stored shape keep their numbers; others are zero, until the model's own state is loaded, and lose the
+    state that an optimizer has for them. Parameters that are no longer there leave the optimizers; `arrange` has new
+    ones join.
+
+    Raises:
+        ValueError: the structure does not fit the model, which is as it was then.
+    """
+    plan, (now, own) = from_json(structure), describe(model)
+    if _plain(now) == structure:
+        return False
+    before = {parameter: parameter.shape for parameter in model.parameters()}
+    fit(plan, {name: _numbers(own.get(name), planned) for name, planned in stored_tensors(plan).items()}, model)
+    after = {parameter: parameter.shape for parameter in model.parameters()}
+    for optimizer in optimizers:
+        for parameter in [each for each in before if before[each] != after.get(each)]:
+            optimizer.state.pop(parameter, None)
+        gone = {id(each) for each in before if each not in after}
+        for group in optimizer.param_groups:
+            group["params"][:] = [each for each in group["params"] if id(each) not in gone]
+    return True
+
+
+def arrange(
+    model: nn.Module, optimizer: Optimizer, groups: Sequence[Sequence[str | None]], *, loaded: bool = False
 ) -> None:
-    """The model in the stored structure, and optimizers that hold its parameters in the stored order."""
-    plan = from_json(structure)
-    if to_json(describe(model)[0]) == structure:
-        return
-    zeros = {name: torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for name, t in stored_tensors(plan).items()}
-    fit(plan, zeros, model)
-    for optimizer, names in zip(optimizers, groups, strict=True):
-        for group, wanted in zip(optimizer.param_groups, names, strict=True):
-            others = iter([p for p in group["params"] if not _inside(model, p)])
-            group["params"] = [next(others) if name is None else model.get_parameter(name) for name in wanted]
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for parameter in [p for p in optimizer.state if id(p) not in held or _inside(model, p)]:
-            del optimizer.state[parameter]
+    """An optimizer's parameters in a stored order, on which the meaning of its own stored state depends.
+
+    Args:
+        groups: of each group the names of parameters, None for those of other models.
+        loaded: whether that state has been loaded already: it moves along with the places then.
+
+    Raises:
+        ValueError: another number of groups.
+    """
+    own, there = dict(model.named_parameters()), [list(group["params"]) for group in optimizer.param_groups]
+    inside = {id(parameter) for parameter in own.values()}
+    wanted: list[list[nn.Parameter]] = []
+    for parameters, names in zip(there, groups, strict=True):
+        others = iter([each for each in parameters if id(each) not in inside])
+        wanted.append([next(others) if name is None else own[name] for name in names])
+    if loaded and [len(each) for each in wanted] == [len(each) for each in there]:
+        states = [optimizer.state.pop(parameter, None) for each in there for parameter in each]
+        moved = zip([parameter for each in wanted for parameter in each], states, strict=True)
+        optimizer.state.update({parameter: state for parameter, state in moved if state is not None})
+    for group, parameters in zip(optimizer.param_groups, wanted, strict=True):
+        group["params"][:] = parameters
+    held = {id(parameter) for each in wanted for parameter in each}
+    for parameter in [each for each in optimizer.state if id(each) not in held]:
+        del optimizer.state[parameter]
 
 
-def _inside(model: nn.Module, parameter: Any) -> bool:
-    return any(parameter is each for each in model.parameters())
+def covers(model: nn.Module, optimizer: Optimizer, groups: Sequence[Sequence[str | None]]) -> bool:
+    """Whether stored groups say where each of the model's parameters in an optimizer belongs."""
+    stored = {name for names in groups for name in names}
+    there = {name for names in _group_names(model, optimizer) for name in names}
+    return (
+        len(groups) == len(optimizer.param_groups) and there - {None} <= stored and (None in there) == (None in stored)
+    )
+
+
+def _structure(ctl: Controller) -> Any:
+    """None where shapes never change."""
+    course = ctl._course
+    may_change = any(not isinstance(grower, Regrower) for grower in course.growers())
+    if not (course.shop.structural or may_change):
+        return None
+    try:
+        return _plain(describe(ctl.model)[0])
+    except (TypeError, ValueError):
+        if course.shop.structural:
+            raise
+        return None  # as it was constructed, which is all that can be known of it
+
+
+def _plain(plan: Plan) -> Any:
+    """As it comes back from a file: lists, not tuples."""
+    return json.loads(json.dumps(to_json(plan)))
+
+
+def _numbers(own: Tensor | None, planned: TensorPlan) -> Tensor:
+    dtype = getattr(torch, planned.dtype)
+    if own is not None and tuple(own.shape) == planned.shape and own.dtype == dtype:
+        return own
+    return torch.zeros(planned.shape, dtype=dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from resgrow.controller import Budget, Controller, Move
 from resgrow.controller.logs import scalars
+from resgrow.controller.state import arrange, covers, take_structure
 from resgrow.curvature.batches import Batch
 from resgrow.curvature.heads import LossFn
 
@@ -59,11 +60,36 @@ class Beside:
         self._pending: dict[str, Any] | None = None
         self._seen: list[Batch] = []
 
+    def shape(
+        self,
+        model: Callable[[], nn.Module],
+        state: Mapping[str, Any] | None,
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> None:
+        """Weights that belong to a controller's ``state`` are about to be loaded: ``model()``, or what a given
+        controller works on, gets the shapes that they have. Optimizers that there are already go along."""
+        if state is None or state.get("structure") is None:
+            return
+        given = None if self._made_here else self.controller
+        chosen = model() if given is None else given.model
+        take_structure(chosen, state["structure"], optimizers)
+        for optimizer in optimizers:
+            if covers(chosen, optimizer, state["groups"][0]):
+                arrange(chosen, optimizer, state["groups"][0])
+
     def begin(
-        self, model: Callable[[], nn.Module], optimizer: torch.optim.Optimizer, defaults: Mapping[str, Any]
+        self,
+        model: Callable[[], nn.Module],
+        optimizer: torch.optim.Optimizer,
+        defaults: Mapping[str, Any],
+        loaded: bool = False,
     ) -> None:
         """The trainer has its optimizer. A controller of this optimizer goes on; otherwise one is made of ``model()``,
-        and takes over the state that was loaded earlier."""
+        and takes over the state that was loaded earlier.
+
+        Args:
+            loaded: whether the optimizer has its own state of then.
+        """
         self._seen = []
         if self.controller is None or (self._made_here and self.controller.optimizer is not optimizer):
             self.controller = self._new(model(), optimizer, defaults)
@@ -73,6 +99,8 @@ class Beside:
                 "function of model and optimizer as controller="
             )
         if self._pending is not None:
+            if loaded and self._pending.get("structure") is not None:
+                arrange(self.controller.model, optimizer, self._pending["groups"][0], loaded=True)
             self.controller.load_state_dict(self._pending)
             self._pending = None
 
@@ -84,10 +112,7 @@ class Beside:
         if self._make is not None:
             return self._make(model, optimizer)
         assert self._budget is not None
-        options = {**defaults, **self._options}
-        # Trainers load a model's weights before callbacks could bring it into the shape that they have.
-        options.setdefault("grow", options.get("unit", "channel") == "weight")
-        return Controller(model, optimizer, self._loss_fn, self._budget, **options)
+        return Controller(model, optimizer, self._loss_fn, self._budget, **{**defaults, **self._options})
 
     def see(self, batch: Any) -> None:
         """A batch whose gradients the next step of the optimizer takes."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from resgrow.controller import Budget, Controller
+from resgrow.controller.state import take_structure
 from resgrow.curvature.batches import Batch
 from resgrow.curvature.heads import LossFn
 from resgrow.integrations.beside import Beside, Make, numbers
@@ -39,6 +42,9 @@ class ControllerCallback(Callback):
     the recent batches, which it collects anew). ``resgrow/params`` and other costs are logged after each step, for
     monitors too; the numbers of each move go to the trainer's loggers.
 
+    Where a checkpoint is loaded into the module (``ckpt_path=`` of fit, validate, test or predict), the model gets the
+    shapes that it had then before its weights come: it may have grown. `prepare` does that outside of a trainer.
+
     Args:
         budget: of the controller.
         loss_fn: of the controller, on the model's output; by default ``CrossEntropyLoss``.
@@ -48,9 +54,8 @@ class ControllerCallback(Callback):
         as_pair: from a batch to ``(input, target)``, where batches are not such pairs already.
         controller: instead of a budget, a `Controller` made for the trainer's optimizer, or a function of model and
             optimizer that makes one.
-        options: of the controller. ``grow`` is False but for single weights: trainers restore a model's weights before
-            callbacks, so that one whose shapes have grown cannot be resumed. ``example_inputs`` is the
-            LightningModule's ``example_input_array``, where it has one.
+        options: of the controller. ``example_inputs`` is the LightningModule's ``example_input_array``, where it has
+            one; channels and residual blocks come only where there are some.
 
     Attributes:
         controller: from ``on_fit_start`` on.
@@ -73,6 +78,7 @@ class ControllerCallback(Callback):
         self._beside = Beside(_OP, budget, loss_fn, controller, as_pair or _as_pair, options)
         self._model = model
         self._steps = 0
+        self._hooked: Any = None
 
     @property
     def controller(self) -> Controller | None:
@@ -80,12 +86,32 @@ class ControllerCallback(Callback):
         return self._beside.controller
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuses what cannot work, before anything is loaded or trained."""
+        """Refuses what cannot work, before anything is loaded or trained, and sees to it that weights find a model of
+        their shapes: the module's ``on_load_checkpoint`` is the one hook between the checkpoint and them."""
         if stage == "fit":
             _require_one_process(trainer)
+        self._unhook()
+        original = pl_module.on_load_checkpoint
+
+        def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+            state = (checkpoint.get("callbacks") or {}).get(self.state_key)
+            self._beside.shape(lambda: _chosen(pl_module, self._model), state, trainer.optimizers)
+            original(checkpoint)
+
+        self._hooked = pl_module, vars(pl_module).get("on_load_checkpoint")
+        pl_module.on_load_checkpoint = on_load_checkpoint
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """The module has its own ``on_load_checkpoint`` again."""
+        self._unhook()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """As `teardown`."""
+        self._unhook()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Makes the controller."""
+        self._unhook()
         if len(trainer.optimizers) != 1:
             raise ValueError(
                 f"{_OP}: there must be one optimizer, which holds the model's parameters (got "
@@ -93,7 +119,7 @@ class ControllerCallback(Callback):
             )
         example = getattr(pl_module, "example_input_array", None)
         defaults = {} if example is None else {"example_inputs": example}
-        self._beside.begin(lambda: self._chosen(pl_module), trainer.optimizers[0], defaults)
+        self._beside.begin(lambda: _chosen(pl_module, self._model), trainer.optimizers[0], defaults)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Steps of an earlier part of the training are no news."""
@@ -120,21 +146,64 @@ class ControllerCallback(Callback):
         """Kept until fitting starts."""
         self._beside.load_state_dict(state_dict)
 
-    def _chosen(self, pl_module: Any) -> nn.Module:
-        if self._model is None:
-            chosen: Any = pl_module
-        elif isinstance(self._model, str):
-            try:
-                chosen = pl_module.get_submodule(self._model)
-            except AttributeError as error:
-                raise ValueError(
-                    f"{_OP}: model must name a submodule of the LightningModule (got {self._model!r}: {error})"
-                ) from error
+    def _unhook(self) -> None:
+        if self._hooked is None:
+            return
+        (pl_module, own), self._hooked = self._hooked, None
+        if own is None:
+            del pl_module.on_load_checkpoint
         else:
-            chosen = self._model(pl_module)
-        if not isinstance(chosen, nn.Module):
-            raise TypeError(f"{_OP}: model must give a torch.nn.Module (got {type(chosen).__name__})")
-        return chosen
+            pl_module.on_load_checkpoint = own
+
+
+def prepare(
+    pl_module: Any, checkpoint: str | Path, *, model: str | Callable[[Any], nn.Module] | None = None
+) -> dict[str, Any]:
+    """Give a new LightningModule the shapes that its model had when a trainer with a `ControllerCallback` saved it.
+
+    For use outside of a trainer, which does it by itself::
+
+        module = Module()
+        module.load_state_dict(prepare(module, "last.ckpt", model="net")["state_dict"])
+
+    Args:
+        pl_module: made by the original constructor; changed in place. Its weights are not loaded yet.
+        checkpoint: the file. Nothing in it is unpickled but tensors and plain types.
+        model: as the callback's.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        ValueError: the file has no controller, or a structure that does not fit the model, which is as it was then.
+        pickle.UnpicklingError: the file holds other types.
+    """
+    found: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = (found.get("callbacks") or {}).get(ControllerCallback.__qualname__)
+    if not state:
+        raise ValueError(
+            f"prepare: the checkpoint must be of a trainer with a {_OP} (got none in {checkpoint}); load it as it is"
+        )
+    if state["structure"] is not None:
+        take_structure(_chosen(pl_module, model), state["structure"])
+    return found
+
+
+def _chosen(pl_module: Any, model: str | Callable[[Any], nn.Module] | None) -> nn.Module:
+    if model is None:
+        chosen: Any = pl_module
+    elif isinstance(model, str):
+        try:
+            chosen = pl_module.get_submodule(model)
+        except AttributeError as error:
+            raise ValueError(
+                f"{_OP}: model must name a submodule of the LightningModule (got {model!r}: {error})"
+            ) from error
+    else:
+        chosen = model(pl_module)
+    if not isinstance(chosen, nn.Module):
+        raise TypeError(f"{_OP}: model must give a torch.nn.Module (got {type(chosen).__name__})")
+    return chosen
 
 
 def _require_one_process(trainer: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from resgrow._state_file import read_state, write_state
 from resgrow.controller import Budget, Controller
+from resgrow.controller.state import take_structure
 from resgrow.curvature.batches import Batch
 from resgrow.curvature.heads import LossFn
 from resgrow.integrations.beside import Beside, LogitsOf, Make, numbers
@@ -45,6 +46,9 @@ class ControllerCallback(TrainerCallback):
     where ``load_best_model_at_end`` brings it back. ``resgrow/params`` and other costs are logged with the trainer's
     own numbers and with each move's.
 
+    Where the trainer loads a checkpoint, to resume or as the best, its model gets the shapes that it had then before
+    the weights come: it may have grown. `prepare` does that outside of a trainer.
+
     Args:
         trainer: the trainer, to see its batches and to log.
         budget: of the controller.
@@ -56,9 +60,8 @@ class ControllerCallback(TrainerCallback):
             optimizer that makes one.
         resume_from: the checkpoint folder that training is resumed from, where that is not the trainer's own of that
             step; or False to begin with a new controller.
-        options: of the controller. ``grow`` is False but for single weights: trainers restore a model's weights before
-            callbacks, so that one whose shapes have grown cannot be resumed. Where ``example_inputs`` are wanted, a
-            dict of the model's keyword arguments will do.
+        options: of the controller. Where ``example_inputs`` are wanted, a dict of the model's keyword arguments will
+            do; channels and residual blocks come only where there are some.
 
     Attributes:
         controller: from the beginning of training on.
@@ -86,6 +89,8 @@ class ControllerCallback(TrainerCallback):
         self._trainer, self._output, self._resume_from = trainer, output, resume_from
         self._watching = False
         self._own: Any = None
+        self._shape_before("_load_from_checkpoint", lambda folder, *_, **__: folder)
+        self._shape_before("_load_best_model", lambda *_, **__: trainer.state.best_model_checkpoint)
 
     @property
     def controller(self) -> Controller | None:
@@ -95,10 +100,10 @@ class ControllerCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Makes the controller, and loads its state where training is resumed."""
         _require_one_process(self._trainer, args, state)
-        if state.global_step > 0 and self._resume_from is not False:
+        resumed = state.global_step > 0 and self._resume_from is not False
+        if resumed:
             self._load(self._checkpoint(args, state))
-        model = self._trainer.model
-        self._beside.begin(lambda: LogitsOf(model, self._output), _inner(self._trainer.optimizer), {})
+        self._beside.begin(self._logits, _inner(self._trainer.optimizer), {}, loaded=resumed)
         self._watch()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -124,7 +129,29 @@ class ControllerCallback(TrainerCallback):
         self._unwatch()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._load(Path(state.best_model_checkpoint))
-            self._beside.begin(lambda: self._trainer.model, _inner(self._trainer.optimizer), {})
+            self._beside.begin(self._logits, _inner(self._trainer.optimizer), {})
+
+    def _logits(self) -> LogitsOf:
+        return LogitsOf(self._trainer.model, self._output)
+
+    def _shape_before(self, name: str, folder_of: Callable[..., str | Path]) -> None:
+        """Have the trainer's method that loads a folder's weights find a model of their shapes. No callback is told
+        early enough."""
+        original = getattr(self._trainer, name, None)
+        if original is None:
+            return
+
+        def load(*args: Any, **kwargs: Any) -> Any:
+            folder = Path(folder_of(*args, **kwargs))
+            if not (folder / FILE).is_file() and not isinstance(self._resume_from, bool):
+                folder = Path(self._resume_from)
+            if (folder / FILE).is_file():
+                optimizer = self._trainer.optimizer
+                state = read_state(folder / FILE)["controller"]
+                self._beside.shape(self._logits, state, [] if optimizer is None else [_inner(optimizer)])
+            return original(*args, **kwargs)
+
+        setattr(self._trainer, name, load)
 
     def _watch(self) -> None:
         """See the batches: callbacks are not given them."""
@@ -162,6 +189,36 @@ class ControllerCallback(TrainerCallback):
         if found["fingerprint"] != _fingerprint(self._trainer.model):
             raise ValueError(f"{_OP}: the controller must be that of the model (got another's in {folder}); {remedy}")
         self._beside.load_state_dict(found["controller"])
+
+
+def prepare(model: nn.Module, folder: str | Path, *, output: str | int = "logits") -> nn.Module:
+    """Give a new model the shapes that it had when a trainer with a `ControllerCallback` wrote a checkpoint.
+
+    For use outside of a trainer, which does it by itself::
+
+        model = prepare(AutoModelForSequenceClassification.from_config(config), folder)
+        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+
+    Args:
+        model: made by the original constructor or configuration; changed in place. Its weights are not loaded yet.
+        folder: the checkpoint. Nothing is unpickled.
+        output: as the callback's.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: the folder has no controller, or a structure that does not fit the model, which is as it was then.
+    """
+    try:
+        structure = read_state(Path(folder) / FILE)["controller"]["structure"]
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"prepare: the checkpoint must be of a trainer with a {_OP} (got no {FILE} in {folder}); load it as it is"
+        ) from error
+    if structure is not None:
+        take_structure(LogitsOf(model, output), structure)
+    return model
 
 
 def _own_checkpoint(args: Any, state: Any) -> Path:

@@ -104,13 +104,13 @@ def holds(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
 
 
 def as_optimizers(op: str, model: nn.Module, given: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
-    """The optimizers as a list.
+    """The optimizers as a list; what trainers wrap them in (Lightning, accelerate) is taken off.
 
     Raises:
         TypeError: something else than optimizers.
         ValueError: one that does not work weight by weight, or holds no parameter of the model.
     """
-    optimizers = [given] if isinstance(given, Optimizer) else list(given or ())
+    optimizers = [_unwrapped(each) for each in ([given] if isinstance(given, Optimizer) else given or ())]
     own = {id(parameter) for parameter in model.parameters()}
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
@@ -126,6 +126,12 @@ def as_optimizers(op: str, model: nn.Module, given: Optimizer | Sequence[Optimiz
                 "make it from model.parameters()"
             )
     return optimizers
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    while isinstance(optimizer, Optimizer) and isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+    return optimizer
 
 
 def _moved(state: dict[str, Any], old: nn.Parameter, new: nn.Parameter, move: Move) -> dict[str, Any]:
