@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resgrow.curvature.batches import Batch
-from resgrow.curvature.growth.decompose import inverse_root
-from resgrow.curvature.growth.sample import Drawn, Draws, at
 from resgrow.curvature.growth.site import Reader, Site
 from resgrow.curvature.growth.watch import Seen, rereadable, watch
 from resgrow.curvature.heads import LossFn, head_of
 from resgrow.curvature.patches import CHUNK, patches_size
+
+# Eigenvalues of a second moment below this part of the largest one count as zero: sums of float32 products know no
+# smaller ones, and directions that data hardly vary in would be blown up.
+CUTOFF = 1e-6
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ def moments(
     sites: Sequence[Site],
     *,
     project: bool,
-    positions: int | None = None,
 ) -> list[Moments]:
     """Second moments of inputs and their cross-covariance with what the loss asks of new units.
 
@@ -68,10 +68,6 @@ def moments(
     pass would do, are larger than everything else together. Products are in the dtype of the activations (at least
     float32), sums over batches in float64; at no time more than a batch is in memory.
 
-    Of convolutions these sums take several times as long as the passes themselves. ``positions`` bounds them: of each
-    sample so many positions of each layer, drawn at random, stand for all, the same ones in both passes and in every
-    call. ``S`` and ``N`` are then unbiased estimates of what they are with all.
-
     Raises:
         ValueError: no data, a loss that is not finite, layers that do not run once as modules, data of other sizes
             than what the routes were made for.
@@ -82,26 +78,34 @@ def moments(
     fits: dict[nn.Module, Tensor] = {}
     if project:
         normal = {reader.layer: _Normal(reader) for reader in readers}
-        first = Draws(positions)
 
         def gather(seen: Seen) -> None:
-            for layer, sums in normal.items():
-                sums.add(seen, _drawn(sums.reader, seen.desired[layer], first))
+            for sums in normal.values():
+                sums.add(seen)
 
         watch(op, model, head, data, layers, layers, gather)
-        fits = {layer: normal.pop(layer).solved(op) for layer in layers}
+        fits = {layer: sums.solved(op) for layer, sums in normal.items()}
 
-    # Readers draw what they drew before, and makers, which can be readers, too, by themselves.
-    sums, second, own = [_Sums(op, site) for site in sites], Draws(positions), Draws(positions)
+    sums = [_Sums(op, site) for site in sites]
 
     def add(seen: Seen) -> None:
-        desired = {reader.layer: _asked(reader, seen, fits.get(reader.layer), second) for reader in readers}
+        desired = {reader.layer: _asked(reader, seen, fits.get(reader.layer)) for reader in readers}
         for each in sums:
-            each.add(seen.inputs[each.site.maker], desired, own)
+            each.add(seen.inputs[each.site.maker], desired)
 
     makers = [site.maker for site in sites]
     scale = watch(op, model, head, data, list(dict.fromkeys(makers + layers * project)), layers, add)
     return [each.moments(scale) for each in sums]
+
+
+def pseudo_root(second: Tensor) -> Tensor:
+    """``R (D, r)`` with ``R R^T`` the pseudo-inverse of a second moment ``(D, D)``, and ``R^T second R`` the identity.
+
+    Eigenvalues below `CUTOFF` times the largest are left out.
+    """
+    values, vectors = torch.linalg.eigh(second)
+    kept = values > CUTOFF * values[-1].clamp_min(0)
+    return vectors[:, kept] * values[kept].rsqrt()
 
 
 class _Normal:
@@ -113,34 +117,27 @@ class _Normal:
         self.second = torch.zeros(rows, rows, dtype=torch.float64, device=reader.layer.weight.device)
         self.cross = self.second.new_zeros(rows, reader.layer.weight.shape[0])
 
-    def add(self, seen: Seen, drawn: Tensor | None) -> None:
+    def add(self, seen: Seen) -> None:
         x, v = seen.inputs[self.reader.layer], seen.desired[self.reader.layer]
-        for inputs, desired, here in _pieces(self.reader.layer, x, v, drawn):
-            h = self.reader.inputs(inputs, here).flatten(0, 1)
-            asked = at(self.reader.outputs(desired), here).flatten(0, 1)
+        for inputs, desired in _pieces(self.reader.layer, x, v):
+            h, asked = self.reader.inputs(inputs).flatten(0, 1), self.reader.outputs(desired).flatten(0, 1)
             self.second += h.T @ h
             self.cross += h.T @ asked
 
     def solved(self, op: str) -> Tensor:
         """``W^T (D, O)``."""
         _finite(op, self.second, self.cross)
-        root = inverse_root(self.second)
-        return root.along(root.across(self.cross))
+        root = pseudo_root(self.second)
+        return root @ (root.T @ self.cross)
 
 
-def _asked(reader: Reader, seen: Seen, fit: Tensor | None, draws: Draws) -> Drawn:
-    """``v (n, Q, O)``, without what ``fit`` says that existing weights can do; where positions are drawn, of those,
-    standing for all."""
+def _asked(reader: Reader, seen: Seen, fit: Tensor | None) -> Tensor:
+    """``v (n, Q, O)``, without what ``fit`` says that existing weights can do."""
     v = seen.desired[reader.layer]
-    whole = reader.outputs(v)
-    drawn = _drawn(reader, v, draws)
     if fit is None:
-        asked = at(whole, drawn)
-    else:
-        x, fit = seen.inputs[reader.layer], fit.to(v.dtype)
-        pieces = _pieces(reader.layer, x, v, drawn)
-        asked = torch.cat([at(reader.outputs(v), here) - reader.inputs(x, here) @ fit for x, v, here in pieces])
-    return Drawn(asked * (whole.shape[1] / asked.shape[1]), drawn)
+        return reader.outputs(v)
+    x, fit = seen.inputs[reader.layer], fit.to(v.dtype)
+    return torch.cat([reader.outputs(v) - reader.inputs(x) @ fit for x, v in _pieces(reader.layer, x, v)])
 
 
 class _Sums:
@@ -156,35 +153,24 @@ class _Sums:
             for reader in site.readers
         ]
 
-    def add(self, x: Tensor, desired: Mapping[nn.Module, Drawn], draws: Draws) -> None:
-        step, maker = max(1, CHUNK // patches_size(self.site.maker, x)), self.site.maker
+    def add(self, x: Tensor, desired: Mapping[nn.Module, Tensor]) -> None:
+        step = max(1, CHUNK // patches_size(self.site.maker, x))
         for start in range(0, len(x), step):
-            piece = x[start : start + step]
-            sizes, units = self.site.positions(piece), None
-            rows = self.site.features(piece, draws.of(maker, len(piece), prod(sizes), x.device)).flatten(0, 1)
+            b = self.site.features(x[start : start + step])
+            rows = b.flatten(0, -2)
             self.second += rows.T @ rows
             self.count += len(rows)
+            units = self.site.as_units(b)
             for reader, total in zip(self.site.readers, self.cross, strict=True):
-                v = desired[reader.layer].part(start, start + step)
-                if v.drawn is not None and reader.indexed:
-                    self._picked(reader, piece, v, v.drawn, total)
-                else:
-                    units = self.site.as_units(piece) if units is None else units
-                    self._cross(reader, units, len(piece), v, total)
+                self._cross(reader, units, len(b), desired[reader.layer][start : start + step], total)
 
-    def _picked(self, reader: Reader, x: Tensor, v: Drawn, drawn: Tensor, total: Tensor) -> None:
-        """`_cross` where each tap sees the maker's positions themselves: of these only those drawn are looked at."""
-        asked = v.values.flatten(0, 1)
-        for tap, (here, there) in enumerate(reader.seen(drawn, self.site.positions(x))):
-            b = self.site.features(x, here) * there[..., None]
-            total[tap] += b.flatten(0, 1).T @ asked
-
-    def _cross(self, reader: Reader, units: Tensor, samples: int, v: Drawn, total: Tensor) -> None:
+    def _cross(self, reader: Reader, units: Tensor, samples: int, v: Tensor, total: Tensor) -> None:
         try:
             for step in reader.route:
                 units = step(units)
             for tap, view in enumerate(reader.views(units)):
-                total[tap] += v.seen(view.unflatten(0, (samples, -1))) @ v.values.flatten(0, 1)
+                view = view.unflatten(0, (samples, -1)).transpose(0, 1).flatten(1)
+                total[tap] += view @ v.flatten(0, 1)
         except RuntimeError as error:
             raise ValueError(
                 f"{self.op}: what lies between {self.site.maker} and {reader.layer} must take the data as it takes "
@@ -203,14 +189,9 @@ class _Sums:
         return Moments(second, tuple(shaped), mean, self.site.biased)
 
 
-def _drawn(reader: Reader, v: Tensor, draws: Draws) -> Tensor | None:
-    return draws.of(reader.layer, len(v), reader.outputs(v).shape[1], v.device)
-
-
-def _pieces(layer: nn.Module, x: Tensor, v: Tensor, drawn: Tensor | None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+def _pieces(layer: nn.Module, x: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor]]:
     step = max(1, CHUNK // patches_size(layer, x))
-    parts = [None] * len(x.split(step)) if drawn is None else drawn.split(step)
-    return list(zip(x.split(step), v.split(step), parts, strict=True))
+    return list(zip(x.split(step), v.split(step), strict=True))
 
 
 def _finite(op: str, *sums: Tensor) -> None:
