@@ -223,7 +223,7 @@ def draw(figure: Figure, results: Sequence[Result]) -> None:
                 axes.plot(*zip(*points, strict=True), color=COLOURS[part], linewidth=1.2, label=label)
         _end(ends, part, [run["error"] for run in own])
     left.set(title="Size", xlabel="compute used (%)", ylabel="million MACs", ylim=(0, None))
-    right.set(title="On the way", xlabel="compute used (%)", ylabel="test error (%)", yscale="log")
+    right.set(title="On the way", xlabel="compute used (%)", ylabel="test error (%)")
     ends.set(title="At the end", ylabel="test error (%)", xlim=(-0.5, len(PARTS) - 0.5))
     ends.set_xticks(range(len(PARTS)), PARTS, rotation=25)
     left.legend(fontsize=8)
