@@ -12,6 +12,7 @@ from resgrow.experiments.frame.experiment import Experiment
 REGISTRY = {
     "ripple": "resgrow.experiments.localise.ripple",
     "architecture-learning": "resgrow.experiments.architecture.chapters",
+    "cifar10": "resgrow.experiments.controller.cifar",
     "capacity": "resgrow.experiments.controller.capacity",
     "robustness": "resgrow.experiments.controller.robustness",
     "overhead": "resgrow.experiments.controller.overhead",
