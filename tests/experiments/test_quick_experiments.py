@@ -1,7 +1,7 @@
 """Every experiment's --quick: it runs, answers, and leaves what its folder should hold.
 
-Parts that lack their data set, as where RESGROW_DATA_DIR is not set, are left out; experiments all of whose parts do
-are skipped.
+Parts that lack their data set, as where RESGROW_DATA_DIR is not set, are left out, and experiments all of whose parts
+do are skipped.
 """
 
 from __future__ import annotations

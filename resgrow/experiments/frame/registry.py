@@ -10,6 +10,7 @@ from resgrow.experiments.frame.experiment import Experiment
 
 # The module whose EXPERIMENT it is, in the order in which a book has them.
 REGISTRY = {
+    "saliency-truth": "resgrow.experiments.saliency_truth.experiment",
     "ripple": "resgrow.experiments.localise.ripple",
     "architecture-learning": "resgrow.experiments.architecture.chapters",
     "cifar10": "resgrow.experiments.controller.cifar",
