@@ -13,6 +13,7 @@ REGISTRY = {
     "saliency-truth": "resgrow.experiments.saliency_truth.experiment",
     "ripple": "resgrow.experiments.localise.ripple",
     "architecture-learning": "resgrow.experiments.architecture.chapters",
+    "speed": "resgrow.experiments.speed.experiment",
     "capacity": "resgrow.experiments.controller.capacity",
     "robustness": "resgrow.experiments.controller.robustness",
     "overhead": "resgrow.experiments.controller.overhead",
