@@ -97,7 +97,7 @@ def measure_point(
         except ValueError as error:
             note = str(error)
     for name in forms:
-        _require_same(dense, forms[name], name, x)
+        require_same(dense, forms[name], name, x)
     optimizers = {name: timing.make_optimizer(form) for name, form in forms.items()} if train else {}
     calls = {
         name: timing.training_step(form, x, optimizers[name]) if train else timing.inference(form, x)
@@ -163,7 +163,7 @@ def _density(model: nn.Module) -> float:
     return sum(int(torch.count_nonzero(weight)) for weight in weights) / total if total else 1.0
 
 
-def _require_same(dense: nn.Module, form: nn.Module, name: str, x: Tensor) -> None:
+def require_same(dense: nn.Module, form: nn.Module, name: str, x: Tensor) -> None:
     """On two inputs, in evaluation mode: enough to show that the same function is timed."""
     with eval_mode(dense), eval_mode(form), torch.inference_mode():
         want, got = dense(x[:2]), form(x[:2])

@@ -14,6 +14,7 @@ REGISTRY = {
     "ripple": "resgrow.experiments.localise.ripple",
     "architecture-learning": "resgrow.experiments.architecture.chapters",
     "cifar10": "resgrow.experiments.controller.cifar",
+    "speed": "resgrow.experiments.speed.experiment",
     "capacity": "resgrow.experiments.controller.capacity",
     "robustness": "resgrow.experiments.controller.robustness",
     "overhead": "resgrow.experiments.controller.overhead",
