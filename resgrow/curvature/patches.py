@@ -31,20 +31,14 @@ def patches(layer: Any, x: Tensor) -> Tensor:
     dims = spatial_of(layer)
     if dims == 0:
         return torch.atleast_2d(x)[None]
-    x = windows(layer, x)
-    # (N, C, *positions, *taps) to (groups, N, *positions, C / groups, *taps)
-    x = x.unflatten(1, (layer.groups, -1)).movedim(1, 0)
-    return x.movedim(2, 2 + dims).flatten(2 + dims)
-
-
-def windows(layer: Any, x: Tensor) -> Tensor:
-    """``(N, C, *positions, *taps)`` of a convolution's input ``(N, C, *)``: a view of it with its border."""
     x = padded(layer, x)
     for dim, (size, stride, dilation) in enumerate(
         zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), start=2
     ):
         x = x.unfold(dim, (size - 1) * dilation + 1, stride)[..., ::dilation]
-    return x
+    # (N, C, *positions, *taps) to (groups, N, *positions, C / groups, *taps)
+    x = x.unflatten(1, (layer.groups, -1)).movedim(1, 0)
+    return x.movedim(2, 2 + dims).flatten(2 + dims)
 
 
 def patches_size(layer: Any, x: Tensor) -> int:

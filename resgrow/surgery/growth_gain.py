@@ -26,7 +26,6 @@ def growth_gain(
     example_inputs: AnyInputs | Example,
     names: Sequence[str] | None = None,
     units: int | None = None,
-    positions: int | None = None,
 ) -> dict[str, Growth]:
     """How fast new units would lower the mean loss over ``data``, for each layer that could get some: ``rho+``.
 
@@ -34,9 +33,7 @@ def growth_gain(
     which they cannot give by weights of their own (Verbockhaven et al. 2024, "Growing tiny networks"). See
     `resgrow.Growth` for equations, scale and assumptions; ``resgrow.widen(..., init="tiny")`` adds these units.
 
-    The model runs in evaluation mode and is left as it was. Data are read twice, see `resgrow.widen`. Sums over all
-    positions of convolutions take several times as long as both passes, and all units of layers with thousands of
-    inputs longer than that; ``positions=32, units=8`` is for large networks, and what the controller does is alike.
+    The model runs in evaluation mode and is left as it was. Data are read twice, see `resgrow.widen`.
 
     Args:
         model: any that ``torch.export`` can follow on example_inputs and that returns one tensor.
@@ -46,21 +43,21 @@ def growth_gain(
         names: layers (or parameters) by name, as in `resgrow.widen`; None for all that can grow in this way: Linear and
             convolutional layers without groups which alone make their units, with activations, batch norms, pooling
             and flattening between them and the layers of these kinds that read the units.
-        units: the best so many of each layer; None for all there are.
-        positions: of each sample so many positions of each layer, drawn at random (the same in every call), stand for
-            all. There should be a few times more of them, over all samples, than a layer has inputs: fewer make gains
-            too large, and more so in larger layers. None for all.
+        units: at most so many of each layer, the best ones; None for all. A few take a fraction of the time where
+            layers have more than a few hundred inputs.
 
     Returns:
         ``{name: Growth}``, in forward order; names are those given, or those of the layers that make the units.
 
     Raises:
-        ValueError: units or positions below 1, a name whose units cannot grow in this way, no data, a loss that is not finite, a model that cannot
-            be followed.
+        ValueError: ``units`` below 1, a name whose units cannot grow in this way, no data, a loss that is not finite, a
+            model that cannot be followed.
         TypeError: arguments of other types.
     """
-    _check("units", units)
-    _check("positions", positions)
+    if units is not None and (isinstance(units, bool) or not isinstance(units, int)):
+        raise TypeError(f"{_OP}: units must be a whole number or None (got {units!r})")
+    if units is not None and units < 1:
+        raise ValueError(f"{_OP}: units must be at least 1 (got {units}); None is for all")
     example = Example.of(example_inputs, _OP)
     graph = traced(model, example, _OP)
     found = structure_of(model, graph)
@@ -79,17 +76,8 @@ def growth_gain(
             except NoSite as error:
                 raise ValueError(f"{_OP}: {name} has no gain (got: {error}); leave it out of names") from error
     layers = [each.site for each in sites.values()]
-    results = moments(_OP, model, loss_fn, data, layers, project=True, positions=positions) if layers else []
+    results = moments(_OP, model, loss_fn, data, layers, project=True) if layers else []
     return {
         name: growth(each, found, whiten=True, count=units)
         for name, each, found in zip(sites, layers, results, strict=True)
     }
-
-
-def _check(name: str, value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{_OP}: {name} must be a whole number or None (got {value!r})")
-    if value < 1:
-        raise ValueError(f"{_OP}: {name} must be at least 1 (got {value}); None is for all")

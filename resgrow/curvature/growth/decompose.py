@@ -46,10 +46,10 @@ class Root:
 
 
 def inverse_root(second: Tensor) -> Root:
-    """Of a second moment ``(D, D)`` without what is less than `CUTOFF` of the largest eigenvalue, which data hardly tell.
+    """Of a second moment ``(D, D)`` without eigenvalues of less than `CUTOFF` of the largest, which data hardly tell.
 
     Up to `SMALL` such eigenvalues are left out (a pseudo-inverse). Beyond, an eigenvalue problem would take longer than
-    all else together: there that part of the largest one is added to all, which differs where they are about that small.
+    all else together: that part of the largest is added to all, which differs only where they are about that small.
     """
     if len(second) > SMALL:
         shifted = second.clone()
@@ -95,8 +95,8 @@ def leading(matrix: Tensor, count: int | None) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _of_rows(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The decomposition of a matrix with no more rows than columns, by the eigenvalues of ``matrix matrix^T``: squares of
-    singular values are exact to rounding of the largest, which is all that gains need; the others are left out."""
+    """Of a matrix with no more rows than columns, by the eigenvalues of ``matrix matrix^T``. Squares of singular values
+    are exact to rounding of the largest; those below a thousandth of `CUTOFF` of it are left out."""
     squares, u = torch.linalg.eigh(matrix @ matrix.T)
     squares, u = squares.flip(0), u.flip(1)
     count = int((squares > 1e-3 * CUTOFF * squares[0].clamp_min(0)).sum())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -12,11 +11,10 @@ from torch import Tensor, nn
 
 from resgrow.curvature.batches import Batch
 from resgrow.curvature.growth.decompose import inverse_root
-from resgrow.curvature.growth.sample import Drawn, Draws, at
 from resgrow.curvature.growth.site import Reader, Site
+from resgrow.curvature.growth.sums import Cross, Second, explained, weight_sums
 from resgrow.curvature.growth.watch import Seen, rereadable, watch
 from resgrow.curvature.heads import LossFn, head_of
-from resgrow.curvature.patches import CHUNK, patches_size
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,6 @@ def moments(
     sites: Sequence[Site],
     *,
     project: bool,
-    positions: int | None = None,
 ) -> list[Moments]:
     """Second moments of inputs and their cross-covariance with what the loss asks of new units.
 
@@ -65,12 +62,9 @@ def moments(
         v' = v - W h,    W = E[v h^T] E[h h^T]^+
 
     This reads the data twice, the residual being known only after the whole of it; sums of ``b h^T``, with which one
-    pass would do, are larger than everything else together. Products are in the dtype of the activations (at least
-    float32), sums over batches in float64; at no time more than a batch is in memory.
-
-    Of convolutions these sums take several times as long as the passes themselves. ``positions`` bounds them: of each
-    sample so many positions of each layer, drawn at random, stand for all, the same ones in both passes and in every
-    call. ``S`` and ``N`` are then unbiased estimates of what they are with all.
+    pass would do, are larger than everything else together. Convolutions that keep the size of maps are summed over
+    lags between positions (`resgrow.curvature.growth.lags`), others over unfolded inputs. Products are in the dtype of
+    the activations (at least float32), sums over batches in float64; at no time more than a batch is in memory.
 
     Raises:
         ValueError: no data, a loss that is not finite, layers that do not run once as modules, data of other sizes
@@ -82,22 +76,22 @@ def moments(
     fits: dict[nn.Module, Tensor] = {}
     if project:
         normal = {reader.layer: _Normal(reader) for reader in readers}
-        first = Draws(positions)
 
         def gather(seen: Seen) -> None:
             for layer, sums in normal.items():
-                sums.add(seen, _drawn(sums.reader, seen.desired[layer], first))
+                sums.add(seen.inputs[layer], seen.desired[layer])
 
         watch(op, model, head, data, layers, layers, gather)
         fits = {layer: normal.pop(layer).solved(op) for layer in layers}
 
-    # Readers draw what they drew before, and makers, which can be readers, too, by themselves.
-    sums, second, own = [_Sums(op, site) for site in sites], Draws(positions), Draws(positions)
+    sums = [_Sums(op, site) for site in sites]
 
     def add(seen: Seen) -> None:
-        desired = {reader.layer: _asked(reader, seen, fits.get(reader.layer), second) for reader in readers}
+        desired = dict(seen.desired)
+        for layer, fit in fits.items():
+            desired[layer] -= explained(layer, seen.inputs[layer], fit)
         for each in sums:
-            each.add(seen.inputs[each.site.maker], desired, own)
+            each.add(seen.inputs[each.site.maker], desired)
 
     makers = [site.maker for site in sites]
     scale = watch(op, model, head, data, list(dict.fromkeys(makers + layers * project)), layers, add)
@@ -108,109 +102,52 @@ class _Normal:
     """Normal equations of the desired update on what a reader reads."""
 
     def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-        rows = reader.layer.weight[0].numel() + reader.shifts
-        self.second = torch.zeros(rows, rows, dtype=torch.float64, device=reader.layer.weight.device)
-        self.cross = self.second.new_zeros(rows, reader.layer.weight.shape[0])
+        self.reader, weight = reader, reader.layer.weight
+        self.second = Second(reader.layer, reader.shifts)
+        self.cross = torch.zeros(len(self.second), len(weight), dtype=torch.float64, device=weight.device)
 
-    def add(self, seen: Seen, drawn: Tensor | None) -> None:
-        x, v = seen.inputs[self.reader.layer], seen.desired[self.reader.layer]
-        for inputs, desired, here in _pieces(self.reader.layer, x, v, drawn):
-            h = self.reader.inputs(inputs, here).flatten(0, 1)
-            asked = at(self.reader.outputs(desired), here).flatten(0, 1)
-            self.second += h.T @ h
-            self.cross += h.T @ asked
+    def add(self, x: Tensor, v: Tensor) -> None:
+        self.second.add(x)
+        self.cross += weight_sums(self.reader.layer, x, v, self.reader.shifts)
 
     def solved(self, op: str) -> Tensor:
         """``W^T (D, O)``."""
-        _finite(op, self.second, self.cross)
-        root = inverse_root(self.second)
+        second = self.second.sums()
+        _finite(op, second, self.cross)
+        root = inverse_root(second)
         return root.along(root.across(self.cross))
-
-
-def _asked(reader: Reader, seen: Seen, fit: Tensor | None, draws: Draws) -> Drawn:
-    """``v (n, Q, O)``, without what ``fit`` says that existing weights can do; where positions are drawn, of those,
-    standing for all."""
-    v = seen.desired[reader.layer]
-    whole = reader.outputs(v)
-    drawn = _drawn(reader, v, draws)
-    if fit is None:
-        asked = at(whole, drawn)
-    else:
-        x, fit = seen.inputs[reader.layer], fit.to(v.dtype)
-        pieces = _pieces(reader.layer, x, v, drawn)
-        asked = torch.cat([at(reader.outputs(v), here) - reader.inputs(x, here) @ fit for x, v, here in pieces])
-    return Drawn(asked * (whole.shape[1] / asked.shape[1]), drawn)
 
 
 class _Sums:
     """Sums over batches of one site."""
 
     def __init__(self, op: str, site: Site) -> None:
-        self.op, self.site, self.count = op, site, 0
-        weight = site.maker.weight
-        size = weight[0].numel() + (site.biased or site.centred)
-        self.second = torch.zeros(size, size, dtype=torch.float64, device=weight.device)
-        self.cross = [
-            self.second.new_zeros(torch.Size(reader.taps).numel(), size, reader.layer.weight.shape[0])
-            for reader in site.readers
-        ]
+        self.op, self.site = op, site
+        self.second = Second(site.maker, site.one)
+        self.cross = [Cross(site, reader) for reader in site.readers]
 
-    def add(self, x: Tensor, desired: Mapping[nn.Module, Drawn], draws: Draws) -> None:
-        step, maker = max(1, CHUNK // patches_size(self.site.maker, x)), self.site.maker
-        for start in range(0, len(x), step):
-            piece = x[start : start + step]
-            sizes, units = self.site.positions(piece), None
-            rows = self.site.features(piece, draws.of(maker, len(piece), prod(sizes), x.device)).flatten(0, 1)
-            self.second += rows.T @ rows
-            self.count += len(rows)
-            for reader, total in zip(self.site.readers, self.cross, strict=True):
-                v = desired[reader.layer].part(start, start + step)
-                if v.drawn is not None and reader.indexed:
-                    self._picked(reader, piece, v, v.drawn, total)
-                else:
-                    units = self.site.as_units(piece) if units is None else units
-                    self._cross(reader, units, len(piece), v, total)
-
-    def _picked(self, reader: Reader, x: Tensor, v: Drawn, drawn: Tensor, total: Tensor) -> None:
-        """`_cross` where each tap sees the maker's positions themselves: of these only those drawn are looked at."""
-        asked = v.values.flatten(0, 1)
-        for tap, (here, there) in enumerate(reader.seen(drawn, self.site.positions(x))):
-            b = self.site.features(x, here) * there[..., None]
-            total[tap] += b.flatten(0, 1).T @ asked
-
-    def _cross(self, reader: Reader, units: Tensor, samples: int, v: Drawn, total: Tensor) -> None:
-        try:
-            for step in reader.route:
-                units = step(units)
-            for tap, view in enumerate(reader.views(units)):
-                total[tap] += v.seen(view.unflatten(0, (samples, -1))) @ v.values.flatten(0, 1)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{self.op}: what lies between {self.site.maker} and {reader.layer} must take the data as it takes "
-                f"example_inputs (got: {error}); give example_inputs of the data's size"
-            ) from error
+    def add(self, x: Tensor, desired: Mapping[nn.Module, Tensor]) -> None:
+        self.second.add(x)
+        for cross in self.cross:
+            try:
+                cross.add(x, desired[cross.reader.layer])
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{self.op}: what lies between {self.site.maker} and {cross.reader.layer} must take the data as it "
+                    f"takes example_inputs (got: {error}); give example_inputs of the data's size"
+                ) from error
 
     def moments(self, scale: float) -> Moments:
-        _finite(self.op, self.second, *self.cross)
-        second, mean = self.second / self.count, None
-        cross = [total.movedim(0, -1) * scale for total in self.cross]
+        total, mean = self.second.sums(), None
+        cross = [each.sums() * scale for each in self.cross]
+        _finite(self.op, total, *cross)
+        second = total / self.second.count
         if self.site.centred:
             mean = second[:-1, -1]
             second = second[:-1, :-1] - mean[:, None] * mean
             cross = [each[:-1] - mean[:, None, None] * each[-1:] for each in cross]
         shaped = [each.unflatten(-1, reader.taps) for each, reader in zip(cross, self.site.readers, strict=True)]
         return Moments(second, tuple(shaped), mean, self.site.biased)
-
-
-def _drawn(reader: Reader, v: Tensor, draws: Draws) -> Tensor | None:
-    return draws.of(reader.layer, len(v), reader.outputs(v).shape[1], v.device)
-
-
-def _pieces(layer: nn.Module, x: Tensor, v: Tensor, drawn: Tensor | None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    step = max(1, CHUNK // patches_size(layer, x))
-    parts = [None] * len(x.split(step)) if drawn is None else drawn.split(step)
-    return list(zip(x.split(step), v.split(step), parts, strict=True))
 
 
 def _finite(op: str, *sums: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resgrow.curvature.growth.sample import at, places
-from resgrow.curvature.patches import padded, spatial_of, windows
+from resgrow.curvature.patches import padded, patches, spatial_of
 
 # Part of a route: linear, on each sample on its own, in dimension 0.
 Step = Callable[[Tensor], Tensor]
@@ -41,10 +40,10 @@ class Reader:
         return tuple(self.layer.kernel_size) if spatial_of(self.layer) else (self.columns,)
 
     def views(self, units: Tensor) -> Iterator[Tensor]:
-        """What each tap sees of units behind the route, ``(n, *positions)`` of the output, in the order of ``taps``."""
+        """What each tap sees of units behind the route, ``(n, Q)`` over output positions, in the order of ``taps``."""
         if not spatial_of(self.layer):
             for column in range(self.columns):
-                yield units[..., column] if units.dim() > 2 else units[:, column, None]
+                yield units[..., column].flatten(1) if units.dim() > 2 else units[:, column, None]
             return
         units = padded(self.layer, units)[:, 0]
         sizes = zip(units.shape[1:], self.layer.kernel_size, self.layer.stride, self.layer.dilation, strict=True)
@@ -53,43 +52,11 @@ class Reader:
             last = size - dilation * (kernel - 1)
             ranges.append([slice(tap * dilation, tap * dilation + last, stride) for tap in range(kernel)])
         for tap in product([slice(None)], *ranges):
-            yield units[tap]
+            yield units[tap].flatten(1)
 
     def outputs(self, y: Tensor) -> Tensor:
         """The layer's output or a gradient there as ``(n, Q, outputs)``."""
-        if spatial_of(self.layer):
-            return y.flatten(2).transpose(1, 2)
-        return y.flatten(1, -2) if y.dim() > 2 else y[:, None]
-
-    def inputs(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
-        """What the layer reads of its units ``x``, ``(n, Q, D)``, or ``(n, r, D)`` at positions ``drawn (n, r)``; with a
-        one at the end where it `shifts`."""
-        return _rows(self.layer, x, drawn, self.shifts)
-
-    @property
-    def indexed(self) -> bool:
-        """Whether each tap sees the maker's outputs themselves, in places that `seen` can tell."""
-        return not self.route and bool(spatial_of(self.layer)) and self.layer.padding_mode == "zeros"
-
-    def seen(self, drawn: Tensor, sizes: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Which of the maker's positions each tap sees from output positions ``drawn (n, r)``, in the order of
-        ``taps``, and which of them exist rather than lie in the border. Needs `indexed`.
-
-        Args:
-            sizes: the maker's positions.
-        """
-        layer, border = self.layer, self.layer._reversed_padding_repeated_twice[::-1]
-        before, both = border[1::2], [sum(border[2 * dim : 2 * dim + 2]) for dim in range(len(sizes))]
-        geometry = zip(sizes, both, layer.kernel_size, layer.stride, layer.dilation, strict=True)
-        shape = [(size + pad - step * (kernel - 1) - 1) // stride + 1 for size, pad, kernel, stride, step in geometry]
-        starts = [at * stride - pad for at, stride, pad in zip(places(drawn, shape), layer.stride, before, strict=True)]
-        for tap in product(*map(range, layer.kernel_size)):
-            flat, there = torch.zeros_like(drawn), torch.ones_like(drawn, dtype=torch.bool)
-            for start, t, step, size in zip(starts, tap, layer.dilation, sizes, strict=True):
-                here = start + t * step
-                there &= (here >= 0) & (here < size)
-                flat = flat * size + here.clamp(0, size - 1)
-            yield flat, there
+        return y.flatten(2).transpose(1, 2) if spatial_of(self.layer) else _positions(y)
 
 
 @dataclass(frozen=True)
@@ -112,59 +79,35 @@ class Site:
         return self.maker.bias is not None and not self.centred
 
     @property
-    def layers(self) -> tuple[nn.Module, ...]:
-        return (self.maker, *(reader.layer for reader in self.readers))
-
-    @property
     def one(self) -> bool:
         """Whether `features` have a one at the end."""
         return self.biased or self.centred
 
-    def features(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
-        """``b`` of the maker's input: ``(n, Q, D)``, or ``(n, r, D)`` at positions ``drawn (n, r)``; with a one at the end
-        where it is `biased` or `centred`."""
-        return _rows(self.maker, x, drawn, self.one)
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        return (self.maker, *(reader.layer for reader in self.readers))
 
-    def as_units(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """``b`` of the maker's input: ``(n, *positions, D)``, with a one at the end where there is `one`."""
+        return rows(self.maker, x, self.one)
+
+    def as_units(self, b: Tensor) -> Tensor:
         """`features` as if each were the maker's only output: ``(n D, 1, *positions)``, or ``(n D, *positions, 1)``."""
-        dims = spatial_of(self.maker)
-        if not dims:
-            return self.features(x).transpose(1, 2).reshape(-1, *self.positions(x), 1)
-        seen = windows(self.maker, _exact(x))
-        seen = seen.permute(0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims))
-        return _with_one(seen, 1, 2 + dims, self.one).flatten(0, 1)[:, None]
-
-    def positions(self, x: Tensor) -> tuple[int, ...]:
-        """Shape of the maker's positions."""
-        dims = spatial_of(self.maker)
-        return tuple(windows(self.maker, x).shape[2 : 2 + dims]) if dims else tuple(x.shape[1:-1])
+        b = b.movedim(-1, 1).flatten(0, 1)
+        return b.unsqueeze(1) if spatial_of(self.maker) else b.unsqueeze(-1)
 
 
-def _exact(x: Tensor) -> Tensor:
+def rows(layer: Any, x: Tensor, one: bool) -> Tensor:
+    """What positions of a layer see, ``(n, *positions, D)``, in at least float32; with a one at the end if wanted."""
+    seen = patches(layer, exact(x))[0]
+    return torch.cat([seen, seen.new_ones(*seen.shape[:-1], 1)], -1) if one else seen
+
+
+def exact(x: Tensor) -> Tensor:
+    """In at least float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _rows(layer: Any, x: Tensor, drawn: Tensor | None, one: bool) -> Tensor:
-    """``(n, Q, D)``, or ``(n, r, D)``, in at least float32, with a one at the end if wanted."""
-    x, dims = _exact(x), spatial_of(layer)
-    if not dims:
-        rows = at(x.flatten(1, -2) if x.dim() > 2 else x[:, None], drawn)
-    else:
-        seen = windows(layer, x)
-        samples = torch.arange(len(x), device=x.device)[:, None]
-        rows = (
-            seen.movedim(1, 1 + dims)
-            if drawn is None
-            else seen[(samples, slice(None), *places(drawn, seen.shape[2 : 2 + dims]))]
-        )
-    last = rows.dim()
-    return _with_one(rows, last - 1 - dims, last, one).flatten(1, -2)
-
-
-def _with_one(values: Tensor, start: int, stop: int, one: bool) -> Tensor:
-    """Dimensions from start to stop as one, with a one at its end if wanted. One copy, whatever the order in memory."""
-    inner = values.shape[start:stop]
-    size = inner.numel()
-    found = values.new_ones(*values.shape[:start], size + one, *values.shape[stop:])
-    found.narrow(start, 0, size).unflatten(start, inner).copy_(values)
-    return found
+def _positions(x: Tensor) -> Tensor:
+    """``(n, *positions, D)`` to ``(n, Q, D)``."""
+    return x.flatten(1, -2) if x.dim() > 2 else x[:, None]
