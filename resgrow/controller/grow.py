@@ -158,13 +158,15 @@ class Widener:
         each = {name: max(float(cost.mean()), _TINY_COST) for name, cost in zip(units.groups, costs, strict=True)}
         width = {name: int(there.sum()) for name, there in zip(units.groups, live, strict=True)}
         assert ground.example is not None
-        found = growth_gain(ground.model, ground.loss_fn, ground.batches, example_inputs=ground.example)
+        # A layer is doubled at most: the gains of more units than it has are far from their sum.
+        most = {name: max(1, min(int(ground.size / each[name]), width[name])) for name in each}
+        largest = max(most.values(), default=1)
+        found = growth_gain(ground.model, ground.loss_fn, ground.batches, example_inputs=ground.example, units=largest)
         best: tuple[float, float, str, int] | None = None
         for name, growth in found.items():
-            most = max(1, len(growth)) if self.init == "random" else len(growth)
-            if name in each and name not in ground.resting and most:
-                # A layer is doubled at most: the gains of more units than it has are far from their sum.
-                count = max(1, min(int(ground.size / each[name]), most, width[name]))
+            there = max(1, len(growth)) if self.init == "random" else len(growth)
+            if name in each and name not in ground.resting and there:
+                count = min(there, most[name])
                 price = float(growth.gain[:count].sum()) / (count * each[name])
                 if best is None or (price, -each[name]) > best[:2]:
                     best = price, -each[name], name, count

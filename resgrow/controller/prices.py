@@ -65,7 +65,7 @@ def _brings(grower: Grower | None, ground: Ground) -> dict[str, float]:
     if isinstance(grower, Widener) and ground.example is not None:
         units = grower.family.units
         costs = dict(zip(units.groups, units.costs(None, ground.by), strict=True))
-        found = growth_gain(ground.model, ground.loss_fn, ground.batches, example_inputs=ground.example)
+        found = growth_gain(ground.model, ground.loss_fn, ground.batches, example_inputs=ground.example, units=1)
         return {
             name: float(each.gain[0] / costs[name].mean())
             for name, each in found.items()

@@ -199,7 +199,7 @@ def _gains(
     if example_inputs is None:
         return {}
     try:
-        found = growth_gain(model, loss_fn, batches, example_inputs=example_inputs)
+        found = growth_gain(model, loss_fn, batches, example_inputs=example_inputs, units=units)
     except ValueError as error:  # the loss is finite and the model runs: it cannot be followed
         notes.append(f"gains are not known: {str(error).splitlines()[0]}")
         return {}

@@ -52,7 +52,7 @@ def directed(
         ) from error
     data, by = rereadable(data), larger.size - group.size
     (found,) = moments("widen", model, loss_fn, data, [at.site], project=DIRECTED[init])
-    best = growth(at.site, found, whiten=DIRECTED[init])
+    best = growth(at.site, found, whiten=DIRECTED[init], count=by)
     lead = best.chosen(torch.arange(min(by, len(best))))
     units = Growth.joined([lead, lead.flipped()])
     if len(lead):

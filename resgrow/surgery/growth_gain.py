@@ -25,6 +25,7 @@ def growth_gain(
     *,
     example_inputs: AnyInputs | Example,
     names: Sequence[str] | None = None,
+    units: int | None = None,
 ) -> dict[str, Growth]:
     """How fast new units would lower the mean loss over ``data``, for each layer that could get some: ``rho+``.
 
@@ -42,15 +43,21 @@ def growth_gain(
         names: layers (or parameters) by name, as in `resgrow.widen`; None for all that can grow in this way: Linear and
             convolutional layers without groups which alone make their units, with activations, batch norms, pooling
             and flattening between them and the layers of these kinds that read the units.
+        units: at most so many of each layer, the best ones; None for all. A few take a fraction of the time where
+            layers have more than a few hundred inputs.
 
     Returns:
         ``{name: Growth}``, in forward order; names are those given, or those of the layers that make the units.
 
     Raises:
-        ValueError: a name whose units cannot grow in this way, no data, a loss that is not finite, a model that cannot
-            be followed.
+        ValueError: ``units`` below 1, a name whose units cannot grow in this way, no data, a loss that is not finite, a
+            model that cannot be followed.
         TypeError: arguments of other types.
     """
+    if units is not None and (isinstance(units, bool) or not isinstance(units, int)):
+        raise TypeError(f"{_OP}: units must be a whole number or None (got {units!r})")
+    if units is not None and units < 1:
+        raise ValueError(f"{_OP}: units must be at least 1 (got {units}); None is for all")
     example = Example.of(example_inputs, _OP)
     graph = traced(model, example, _OP)
     found = structure_of(model, graph)
@@ -70,4 +77,7 @@ def growth_gain(
                 raise ValueError(f"{_OP}: {name} has no gain (got: {error}); leave it out of names") from error
     layers = [each.site for each in sites.values()]
     results = moments(_OP, model, loss_fn, data, layers, project=True) if layers else []
-    return {name: growth(each, found, whiten=True) for name, each, found in zip(sites, layers, results, strict=True)}
+    return {
+        name: growth(each, found, whiten=True, count=units)
+        for name, each, found in zip(sites, layers, results, strict=True)
+    }

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resgrow.curvature.growth import Growth, Moments, Reader, Site, growth, moments, random_growth
+from resgrow.curvature.growth.decompose import SMALL, inverse_root, leading
+from resgrow.curvature.growth.lags import Lagged
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 LOSS = nn.CrossEntropyLoss()
@@ -70,6 +72,26 @@ CASES: dict[str, Callable[[], Case]] = {
         (60, 1, 5, 5),
         (partial(torch.flatten, start_dim=1),),
         9,
+    ),
+    "at one size": lambda: Case(
+        nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 3, padding=1), (24, 2, 4, 5)
+    ),
+    "narrow maps": lambda: Case(
+        nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 3, padding="same"), (90, 2, 2, 2)
+    ),
+    "kernels of 1 and 3": lambda: Case(
+        nn.Conv2d(2, 3, (3, 1), padding=(1, 0)), nn.Tanh(), nn.Conv2d(3, 2, (3, 3), padding=1), (24, 2, 4, 5)
+    ),
+    "points": lambda: Case(nn.Conv2d(4, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1, bias=False), (24, 4, 4, 3)),
+    "one dimension": lambda: Case(nn.Conv1d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv1d(3, 2, 3, padding=1), (30, 2, 6)),
+    "three dimensions": lambda: Case(
+        nn.Conv3d(1, 2, (3, 1, 3), padding=(1, 0, 1)), nn.Tanh(), nn.Conv3d(2, 2, 3, padding=1), (12, 1, 3, 2, 3)
+    ),
+    "normed at one size": lambda: Case(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1), (24, 2, 4, 4), norm=nn.BatchNorm2d(3)
+    ),
+    "then with strides": lambda: Case(
+        nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 3, 2, padding=1), (24, 2, 6, 5)
     ),
     "normed": lambda: Case(
         nn.Conv2d(2, 3, 2, bias=False), nn.ReLU(), nn.Conv2d(3, 2, 2), (24, 2, 5, 5), norm=nn.BatchNorm2d(3)
@@ -157,6 +179,69 @@ def test_moments_are_what_they_are_defined_as(case: Case, project: bool) -> None
         assert torch.allclose(found.mean, expected.mean)
 
 
+@pytest.mark.parametrize("sizes", [(1, 1), (1, 4), (2, 1), (3, 5)])
+@pytest.mark.parametrize(("before", "after"), [((3, 3), (3, 3)), ((1, 3), (3, 3)), ((3, 1), (1, 1))])
+def test_sums_over_lags_are_those_over_positions(
+    sizes: tuple[int, int], before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    w, x = torch.randn(4, 2, *sizes, dtype=torch.float64), torch.randn(4, 3, *sizes, dtype=torch.float64)
+    lagged = Lagged(2, before, 3, after, w.device)
+    for start in (0, 2):
+        lagged.add(w[start : start + 2], x[start : start + 2])
+    seen = [
+        F.unfold(each, kernel, padding=(kernel[0] // 2, kernel[1] // 2)).unflatten(1, (each.shape[1], *kernel))
+        for each, kernel in ((w, before), (x, after))
+    ]
+    assert torch.allclose(lagged.sums(), torch.einsum("noabp,ncdep->oabcde", *seen), atol=1e-12)
+
+
+def spread(rows: int, columns: int) -> Tensor:
+    """A few directions that stand out of noise."""
+    generator = torch.Generator().manual_seed(0)
+    noise, left, right = (
+        torch.randn(*s, dtype=torch.float64, generator=generator) for s in ((rows, columns), (rows, 4), (4, columns))
+    )
+    return noise + 2 * left @ right
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(500, 700), (700, 500), (300, 300)])
+def test_leading_directions_of_large_matrices(rows: int, columns: int) -> None:
+    matrix, state = spread(rows, columns), torch.get_rng_state()
+    exact = torch.linalg.svd(matrix, full_matrices=False)
+    u, values, v = leading(matrix, 4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one, two) for one, two in zip((u, values, v), leading(matrix, 4), strict=True))
+    assert torch.allclose(values[:4], exact[1][:4], rtol=1e-10)
+    best = exact[0][:, :4] * exact[1][:4] @ exact[2][:4]
+    assert torch.allclose((u * values)[:, :4] @ v[:4], best, atol=1e-6)
+    u, values, v = leading(matrix, 12)
+    assert torch.allclose(values[:12], exact[1][:12], rtol=1e-2)
+    u, values, v = leading(matrix, None)
+    assert torch.allclose(values, exact[1][: len(values)], rtol=1e-8)
+    assert (exact[1][len(values) :] < 1e-4 * exact[1][0]).all()
+    assert torch.allclose((u * values) @ v, matrix, atol=1e-3)
+
+
+def test_inverse_roots_of_large_moments() -> None:
+    generator = torch.Generator().manual_seed(0)
+    size = SMALL + 40
+    rows = torch.randn(2 * size, size, dtype=torch.float64, generator=generator)
+    rows[:, :20] = 0  # dead inputs
+    rows[:, 20:30] = rows[:, 30:40]
+    rows[:, 40] += 3 * rows[:, 50]
+    second = rows.T @ rows / len(rows)
+    root = inverse_root(second)
+    assert root.lower is not None
+    asked = second @ torch.randn(size, 3, dtype=torch.float64, generator=generator)
+    found, exact = root.along(root.across(asked)), torch.linalg.pinv(second, rtol=1e-6, hermitian=True) @ asked
+    assert torch.allclose(found, exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max()))
+    assert not found[:20].any()
+    white = root.across(root.across(second).T)
+    assert torch.linalg.eigvalsh(white).amax() < 1 + 1e-6
+    assert (torch.linalg.eigvalsh(white) > 0.99).sum() == size - 30
+
+
 def test_directions_and_gains_are_those_of_the_singular_value_decomposition(case: Case) -> None:
     v, h = desired(case)
     expected = definition(case, projected(case, v, h))
@@ -193,7 +278,7 @@ def test_gradmax_is_the_decomposition_of_the_gradient_itself(case: Case) -> None
 
 def test_batches_and_pieces_of_them_add_up(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = case.moments(True)
-    monkeypatch.setattr(sys.modules[Moments.__module__], "CHUNK", 1)
+    monkeypatch.setattr(sys.modules["resgrow.curvature.growth.sums"], "CHUNK", 1)
     batches = list(zip(case.x.split(7), case.y.split(7), strict=True))
     sums = nn.CrossEntropyLoss(reduction="sum")
     for loss, data in ((LOSS, batches), (LOSS, iter(batches)), (sums, batches)):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from resgrow import growth_gain, widen
 from resgrow.curvature.growth import moments
+from resgrow.curvature.growth.site import rows as seen_rows
 from resgrow.surgery.growth_routes import node_of, routes
 from resgrow.surgery.growth_sites import GrowthSite, growth_site
 from resgrow.surgery.structure import structure, traced
@@ -120,7 +121,7 @@ def take_back(larger: nn.Module, layer: Any, place: Tensor, h: Tensor, reader: A
         added = layer._conv_forward(seen[0], place, None).movedim(1, -1).flatten(0, -2)
     else:
         added = F.linear(seen[0], place).flatten(0, -2)
-    rows = reader.inputs(h).flatten(0, 1)
+    rows = seen_rows(reader.layer, h, reader.shifts).flatten(0, -2)
     fit = (torch.linalg.pinv(rows) @ added).T * step
     old = reader.layer.weight.shape
     if layer.weight.dim() > 2:
@@ -159,6 +160,36 @@ def test_all_layers_that_can_grow(net: str) -> None:
         assert (growth.gain.diff() <= 0).all()
         alone = growth_gain(model, LOSS, [(x, y)], example_inputs=x[:2], names=layer)[layer]
         assert torch.allclose(alone.gain, growth.gain)
+
+
+def test_the_best_few_units() -> None:
+    model, _, x, y = made(ACTIVE, "lenet", 200)
+    every = growth_gain(model, LOSS, (x, y), example_inputs=x[:2])
+    few = growth_gain(model, LOSS, (x, y), example_inputs=x[:2], units=2)
+    assert list(few) == list(every)
+    for name, found in few.items():
+        assert len(found) == min(2, len(every[name]))
+        assert torch.allclose(found.gain, every[name].gain[:2])
+        assert torch.allclose(found.fan_in, every[name].fan_in[:2])
+    with pytest.raises(ValueError, match=r"growth_gain: units must be at least 1 \(got 0\); None is for all"):
+        growth_gain(model, LOSS, (x, y), example_inputs=x[:2], units=0)
+    with pytest.raises(TypeError, match=r"growth_gain: units must be a whole number or None \(got 2.5\)"):
+        growth_gain(model, LOSS, (x, y), example_inputs=x[:2], units=2.5)
+
+
+def test_large_layers_in_single_precision() -> None:
+    """Cholesky's factors and Krylov spaces, of float32 sums over lags, against eigenvalues of sums over patches."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(120, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 40, 3, padding=1), nn.Flatten(), nn.Linear(640, 4))
+    )
+    x = torch.randn(150, 120, 4, 4).relu()
+    x[:, 7] = 0
+    y = torch.randint(0, 4, (150,))
+    found = growth_gain(model, LOSS, (x, y), example_inputs=x[:2], units=3)["0"]
+    exact = growth_gain(model.double(), LOSS, (x.double(), y), example_inputs=x[:2].double())["0"]
+    assert torch.allclose(found.gain, exact.gain[:3], rtol=5e-3)
+    assert not found.fan_in[:, 7].any()
 
 
 def test_the_stream_of_a_residual_network_is_left_out() -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resgrow.curvature.growth.moments import CUTOFF, Moments, pseudo_root
+from resgrow.curvature.growth.decompose import CUTOFF, inverse_root, leading
+from resgrow.curvature.growth.moments import Moments
 from resgrow.curvature.growth.site import Site
 
 
@@ -70,19 +71,21 @@ class Growth:
         return Growth(gain, fan_in, bias, mean, tuple(torch.cat(each) for each in fan_out))
 
 
-def growth(site: Site, found: Moments, *, whiten: bool) -> Growth:
-    """TINY's units (``whiten``, of projected moments), or GradMax's.
+def growth(site: Site, found: Moments, *, whiten: bool, count: int | None = None) -> Growth:
+    """TINY's units (``whiten``, of projected moments), or GradMax's: the best ``count``, or all.
 
-    Those with less than a millionth of the largest gain are left out, as rounding.
+    Those with less than a millionth of the largest gain are left out, as rounding. How layers of more than 256 inputs
+    are solved is told in `resgrow.curvature.growth.decompose`.
     """
     cross = torch.cat([each.flatten(1) for each in found.cross], 1)
-    root = pseudo_root(found.second) if whiten else torch.eye(len(cross), dtype=cross.dtype, device=cross.device)
-    u, values, v = torch.linalg.svd(root.T @ cross, full_matrices=False)
-    gain = values.square()
-    count = int((gain > CUTOFF * gain[:1]).sum())
-    fan_out = v[:count].split([each[0].numel() for each in found.cross], 1)
+    root = inverse_root(found.second) if whiten else None
+    u, values, v = leading(cross if root is None else root.across(cross), count)
+    gain = values.square()[:count]
+    most = int((gain > CUTOFF * gain[:1]).sum())
+    fan_out = v[:most].split([each[0].numel() for each in found.cross], 1)
     shaped = tuple(part.unflatten(1, each.shape[1:]) for part, each in zip(fan_out, found.cross, strict=True))
-    return _units(site, found, (root @ u[:, :count]).T, gain[:count], shaped)
+    rows = u[:, :most] if root is None else root.along(u[:, :most])
+    return _units(site, found, rows.T, gain[:most], shaped)
 
 
 def random_growth(site: Site, found: Moments, apart: Growth, count: int, generator: torch.Generator | None) -> Growth:

@@ -58,11 +58,6 @@ class Reader:
         """The layer's output or a gradient there as ``(n, Q, outputs)``."""
         return y.flatten(2).transpose(1, 2) if spatial_of(self.layer) else _positions(y)
 
-    def inputs(self, x: Tensor) -> Tensor:
-        """What the layer reads of its units ``x``, ``(n, Q, D)``; with a one at the end where it `shifts`."""
-        h = _positions(_rows(self.layer, x))
-        return torch.cat([h, h.new_ones(*h.shape[:-1], 1)], -1) if self.shifts else h
-
 
 @dataclass(frozen=True)
 class Site:
@@ -84,13 +79,17 @@ class Site:
         return self.maker.bias is not None and not self.centred
 
     @property
+    def one(self) -> bool:
+        """Whether `features` have a one at the end."""
+        return self.biased or self.centred
+
+    @property
     def layers(self) -> tuple[nn.Module, ...]:
         return (self.maker, *(reader.layer for reader in self.readers))
 
     def features(self, x: Tensor) -> Tensor:
-        """``b`` of the maker's input: ``(n, *positions, D)``, with a one at the end where `biased` or `centred`."""
-        b = _rows(self.maker, x)
-        return torch.cat([b, b.new_ones(*b.shape[:-1], 1)], -1) if self.biased or self.centred else b
+        """``b`` of the maker's input: ``(n, *positions, D)``, with a one at the end where there is `one`."""
+        return rows(self.maker, x, self.one)
 
     def as_units(self, b: Tensor) -> Tensor:
         """`features` as if each were the maker's only output: ``(n D, 1, *positions)``, or ``(n D, *positions, 1)``."""
@@ -98,9 +97,15 @@ class Site:
         return b.unsqueeze(1) if spatial_of(self.maker) else b.unsqueeze(-1)
 
 
-def _rows(layer: Any, x: Tensor) -> Tensor:
-    """``(n, *positions, D)``, in at least float32."""
-    return patches(layer, x.to(torch.promote_types(x.dtype, torch.float32)))[0]
+def rows(layer: Any, x: Tensor, one: bool) -> Tensor:
+    """What positions of a layer see, ``(n, *positions, D)``, in at least float32; with a one at the end if wanted."""
+    seen = patches(layer, exact(x))[0]
+    return torch.cat([seen, seen.new_ones(*seen.shape[:-1], 1)], -1) if one else seen
+
+
+def exact(x: Tensor) -> Tensor:
+    """In at least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _positions(x: Tensor) -> Tensor:
