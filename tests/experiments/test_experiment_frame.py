@@ -140,6 +140,7 @@ def test_what_lacks_its_data_says_so_and_the_rest_goes_on(command, tmp_path):
 
 
 def test_experiments_without_their_data_do_not_keep_the_others(command, monkeypatch, tmp_path):
+    monkeypatch.delenv("RESGROW_DATA_DIR", raising=False)
     monkeypatch.setattr("resgrow.experiments.frame.running.REGISTRY", {"architecture-learning": "", "dice": ""})
     code, out, errors = command(
         "all", "--quick", "--data-dir", str(tmp_path / "nothing"), "--book", str(tmp_path / "b.md")
@@ -154,7 +155,7 @@ def test_experiments_without_their_data_do_not_keep_the_others(command, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sleeping"], r"NAME must be one of ripple, .*dice \(got sleeping\); `resgrow experiment --list`"),
+        (["sleeping"], r"NAME must be one of .*ripple, .*dice \(got sleeping\); `resgrow experiment --list`"),
         (["dice", "--only", "round"], r"--only of dice takes 'fair', 'loaded', .* \(got \['round'\]\)"),
         (["dice", "--seeds", "0"], r"--seeds must be at least 1 \(got 0\)"),
         (["dice", "--epochs", "-1"], r"--epochs must be at least 1 \(got -1\)"),
