@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from resgrow.surgery.profile import profile
 class NetworkResult:
     """One network at the end.
 
-    ``params`` and ``macs`` (per image) leave zero weights out; ``stored_params`` and ``computed_macs`` count
+    ``params`` and ``macs`` (per image) leave zero weights and biases out; ``stored_params`` and ``computed_macs`` count
     what is stored and computed. ``latency``: batch size -> median seconds per forward pass.
     """
 
@@ -42,7 +42,7 @@ def present(model: nn.Module) -> dict[str, Tensor]:
 def sizes(model: nn.Module, example: Tensor) -> dict[str, int]:
     """``params``, ``stored_params``, ``macs``, ``computed_macs`` of ``NetworkResult``."""
     masks = present(model)
-    zeros = sum(int((~mask).sum()) for mask in masks.values())
+    zeros = sum(int((~mask).sum()) for mask in masks.values()) + _zero_biases(model, masks)
     stored = count_params(model)
     return {
         "params": stored - zeros,
@@ -50,6 +50,13 @@ def sizes(model: nn.Module, example: Tensor) -> dict[str, int]:
         "macs": count_macs(model, example, masks),
         "computed_macs": count_macs(model, example),
     }
+
+
+def _zero_biases(model: nn.Module, weights: Iterable[str]) -> int:
+    """Of the layers with these weights."""
+    parameters = dict(model.named_parameters())
+    biases = [parameters.get(f"{name.removesuffix('weight')}bias") for name in weights]
+    return sum(int((bias == 0).sum()) for bias in biases if bias is not None)
 
 
 def layer_table(dense: nn.Module, sized: nn.Module, example: Tensor) -> list[dict[str, Any]]:

@@ -10,14 +10,15 @@ def network(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, width, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(16 * width, 2))
 
 
-def test_sizes_leave_out_zero_weights_but_not_zero_biases():
-    model = network(2)
+def test_sizes_leave_out_zero_weights_and_biases_of_layers_but_not_those_of_norms():
+    model = nn.Sequential(*network(2), nn.BatchNorm1d(2))
     with torch.no_grad():
         model[0].weight[0] = 0
-        model[3].bias.zero_()
+        model[3].bias[0] = 0
+    assert not model[4].bias.any()
     found = sizes(model, torch.zeros(1, 1, 6, 6))
-    assert found["stored_params"] == 18 + 64 + 2
-    assert found["params"] == 9 + 64 + 2
+    assert found["stored_params"] == 18 + 64 + 2 + 4
+    assert found["params"] == 9 + 64 + 1 + 4
     assert found["computed_macs"] == 18 * 16 + 64
     assert found["macs"] == 9 * 16 + 64
 
