@@ -214,7 +214,9 @@ def answer(results: Sequence[Result]) -> str:
         return "Not known yet. The controller and both controls have no seed in common so far."
     errors = [run["error"] for run in results if run["part"] == "controller"]
     first = f"At half the MACs and equal training compute the controller's error is {spread(errors)} %."
-    return f"{first} " + "; ".join(f"against {control} {_apart(values)}" for control, values in found.items()) + "."
+    return (
+        f"{first} It differs " + "; ".join(f"from {name} by {_apart(values)}" for name, values in found.items()) + "."
+    )
 
 
 def _apart(values: Sequence[float]) -> str:
