@@ -17,8 +17,8 @@ residual streams, too), and have from a fifth to three fifths of the steps of a 
 which the controller measures on. Test images are used for reporting only.
 
 The controller's settings are its defaults but for two. ``every``: at the 5 % of the work that it takes by default there
-would be two moves in a training as short. ``grow=False``: one look at what could grow takes as long as some hundred
-steps here, which would be a fifth of the compute.
+would be two moves in a training as short. ``grow=False``: one look at what could grow took as long as some four
+hundred steps here, which would be a quarter of the compute.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def run(runs: Runs, settings: Settings) -> None:
 
 
 def tell(results: Sequence[Result]) -> str:
-    groups = [(part, [run for run in results if run["part"] == part]) for part in PARTS]
+    ordered = sorted(results, key=lambda run: int(run["seed"]))
+    groups = [(part, [run for run in ordered if run["part"] == part]) for part in PARTS]
     told = [_sizes(groups), _compute(groups), _widths(groups), _targets(results)]
     return "\n\n".join(text for text in told if text)
 
