@@ -14,6 +14,7 @@ from resgrow.controller.history import where
 from resgrow.controller.newton import gains, mean_gradients
 from resgrow.controller.shrink import Family
 from resgrow.curvature.batches import Batch
+from resgrow.curvature.growth import Growth
 from resgrow.curvature.heads import LossFn
 from resgrow.surgery import Masks, growth_gain
 from resgrow.surgery.company import Company
@@ -140,18 +141,18 @@ class Widener:
         found = self._choice(ground)
         if found is None:
             return
-        name, count = found
+        name, count, growth = found
         options: dict[str, Any] = {"init": self.init, "generator": ground.generator}
         if self.init != "random":
-            options |= {"loss_fn": ground.loss_fn, "data": ground.batches}
+            options |= {"loss_fn": ground.loss_fn, "data": ground.batches, "known": growth}
         assert ground.example is not None
         done = widened(ground.model, name, count, ground.example, ground.company, **options)
         entries = {key: _marked(ground.model.get_parameter(key), at) for key, at in done.columns.items()}
         changed = frozenset(key for key, _ in ground.model.named_parameters())
         yield Sprout("widen", self.family.unit, {name: count}, count, done.edit, entries, changed)
 
-    def _choice(self, ground: Ground) -> tuple[str, int] | None:
-        """The layer, and how many units."""
+    def _choice(self, ground: Ground) -> tuple[str, int, Growth] | None:
+        """The layer, how many units, and what they could be."""
         units = self.family.units
         live = units.live(ground.masks)
         costs = units.costs(None, ground.by) if ground.by != "latency_ms" else units.costs(ground.masks, ground.by)
@@ -170,7 +171,7 @@ class Widener:
                 price = float(growth.gain[:count].sum()) / (count * each[name])
                 if best is None or (price, -each[name]) > best[:2]:
                     best = price, -each[name], name, count
-        return None if best is None else best[2:]
+        return None if best is None else (*best[2:], found[best[2]])
 
 
 @dataclass

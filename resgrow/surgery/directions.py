@@ -33,8 +33,12 @@ def directed(
     generator: torch.Generator | None,
     loss_fn: LossFn | None,
     data: Iterable[Any] | Batch | None,
+    known: Growth | None = None,
 ) -> Fill:
     """What is in the new entries of ``larger``; see `resgrow.widen`. The model is as it was afterwards.
+
+    Args:
+        known: the best units as `resgrow.growth_gain` has found them on these data, which spares finding them again.
 
     Raises:
         ValueError: no loss or data, units that do not have one maker and its readers, a loss that is not finite.
@@ -51,15 +55,17 @@ def directed(
             f"such layers that read them (got {name}: {error}); use init='random' or 'net2wider'"
         ) from error
     data, by = rereadable(data), larger.size - group.size
-    (found,) = moments("widen", model, loss_fn, data, [at.site], project=DIRECTED[init])
-    best = growth(at.site, found, whiten=DIRECTED[init], count=by)
+    found, best = None, known
+    if best is None or len(best) < by:
+        (found,) = moments("widen", model, loss_fn, data, [at.site], project=DIRECTED[init])
+        best = growth(at.site, found, whiten=DIRECTED[init], count=by)
     lead = best.chosen(torch.arange(min(by, len(best))))
     units = Growth.joined([lead, lead.flipped()])
     if len(lead):
         trial = grown(group, len(units), "widen")
         fill = _fill(random_units(model, group, trial, True, generator), at, group, trial, units)
         units = units.chosen(_steepest(_gradients(model, loss_fn, data, at, group, trial, fill), by))
-    if len(units) < by:
+    if found is not None and len(units) < by:
         units = Growth.joined([units, random_growth(at.site, found, best, by - len(units), generator)])
     return _fill(random_units(model, group, larger, grows, generator), at, group, larger, units)
 

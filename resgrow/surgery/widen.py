@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from resgrow.curvature.batches import Batch
+from resgrow.curvature.growth import Growth
 from resgrow.curvature.heads import LossFn
 from resgrow.surgery.company import Company, Followers, company
 from resgrow.surgery.directions import DIRECTED, directed
@@ -146,8 +147,13 @@ def widened(
     generator: torch.Generator | None = None,
     loss_fn: LossFn | None = None,
     data: Iterable[Any] | Batch | None = None,
+    known: Growth | None = None,
 ) -> Widened:
-    """`widen`, in such a way that the caller can take it back. Raises as `widen`."""
+    """`widen`, in such a way that the caller can take it back. Raises as `widen`.
+
+    Args:
+        known: for "tiny", what `resgrow.growth_gain` says of this layer, this model and these data.
+    """
     model = unwrapped("widen", model)
     if isinstance(by, bool) or not isinstance(by, int):
         raise TypeError(f"widen: by must be a whole number (got {by!r})")
@@ -162,9 +168,13 @@ def widened(
     group = named_group(model, example, found, name, "widen")
     _check(model, group, name, along.optimizers)
 
+    # Units that are woken have taken the best directions when others are added.
+    given = [known] if init == "tiny" else []
+
     def made(group: Group, larger: Group, grows: bool) -> Fill:
         if init in DIRECTED:
-            return directed(init, model, example, name, group, larger, grows, generator, loss_fn, data)
+            best = given.pop() if given else None
+            return directed(init, model, example, name, group, larger, grows, generator, loss_fn, data, best)
         return INITS[init](model, group, larger, grows, generator)
 
     edit = along.edit(model)

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 from resgrow import growth_gain, widen
+from resgrow.surgery.company import company
+from resgrow.surgery.forward import Example
+from resgrow.surgery.widen import widened
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 INITS = ["tiny", "gradmax"]
@@ -219,6 +222,34 @@ def test_loaders_iterators_and_single_precision(init: str) -> None:
         rows.append(each.get_submodule(name).weight[-1].detach().flatten())
     for row in rows[1:]:
         assert torch.cosine_similarity(row, rows[0], dim=0) > 0.99
+
+
+class Counted:
+    """Batches that know how often they were read."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.batch, self.passes = (x, y), 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes += 1
+        yield self.batch
+
+
+@pytest.mark.parametrize("net", ACTIVE)
+def test_what_is_known_is_not_found_again(net: str) -> None:
+    model, name, x, y = made(ACTIVE, net, 100)
+    example, known = Example.of(x[:2], "test"), growth_gain(model, LOSS, (x, y), example_inputs=x[:2], units=2)[name]
+    rows, passes = [], []
+    for given in (None, known):
+        each, data = copy.deepcopy(model), Counted(x, y)
+        along = company("test", each, None, None, None)
+        generator = torch.Generator().manual_seed(0)
+        options = {"init": "tiny", "loss_fn": LOSS, "data": data, "generator": generator, "known": given}
+        widened(each, name, min(2, len(known)), example, along, **options)
+        rows.append(torch.cat([p.detach().flatten() for p in each.parameters()]))
+        passes.append(data.passes)
+    assert torch.allclose(*rows, rtol=1e-9)
+    assert passes == [3, 1]
 
 
 def test_frozen_weights_and_inner_names() -> None:
