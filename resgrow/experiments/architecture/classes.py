@@ -21,7 +21,7 @@ import resgrow.data
 from resgrow.data import Dataset
 from resgrow.experiments.architecture.learning import accuracy, learn
 from resgrow.experiments.config import FitConfig, make_config
-from resgrow.experiments.frame.data_part import with_classes
+from resgrow.experiments.frame.data_part import first_images, with_classes
 from resgrow.experiments.frame.experiment import Experiment, Quick, Settings, spread, table
 from resgrow.experiments.frame.runs import Result, Runs
 from resgrow.experiments.models import as_network, build_model
@@ -44,7 +44,7 @@ def learn_widths(price: float, config: FitConfig, data: Dataset) -> dict[str, An
 
 
 def run(runs: Runs, settings: Settings) -> None:
-    whole = resgrow.data.load("mnist", settings.data_dir, False)
+    whole = first_images(resgrow.data.load("mnist", settings.data_dir, False), QUICK_IMAGES if settings.quick else None)
     images, numbers = (QUICK_IMAGES, QUICK_CLASSES) if settings.quick else (IMAGES, CLASSES)
     numbers = tuple(number for number in numbers if number <= len(whole.classes))
     for seed in settings.seeds:

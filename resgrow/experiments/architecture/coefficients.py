@@ -20,14 +20,14 @@ import resgrow.data
 from resgrow.data import Dataset
 from resgrow.experiments.architecture.learning import accuracy, learn
 from resgrow.experiments.config import FitConfig, make_config
-from resgrow.experiments.frame.data_part import with_classes
+from resgrow.experiments.frame.data_part import first_images, with_classes
 from resgrow.experiments.frame.experiment import Experiment, Quick, Settings, spread, table
 from resgrow.experiments.frame.runs import Result, Runs
 from resgrow.experiments.models import as_network, build_model
 from resgrow.penalties import GateCoefficients
 from resgrow.surgery import swap_activations
 
-IMAGES, QUICK_IMAGES = 20_000, 3_000
+IMAGES, QUICK_IMAGES = 20_000, 2_000
 # (l3, l1 / l3)
 PRICES = ((5e-4, 2.0), (1e-3, 2.0), (2e-3, 2.0), (4e-3, 2.0))
 BINDINGS = ((1e-3, 1.1), (1e-3, 2.0), (1e-3, 4.0), (1e-3, 8.0))
@@ -57,9 +57,8 @@ def settled(widths: Sequence[int], slack: float = 0.05) -> float:
 
 
 def run(runs: Runs, settings: Settings) -> None:
-    whole = resgrow.data.load("mnist", settings.data_dir, False)
-    images = QUICK_IMAGES if settings.quick else IMAGES
-    data = with_classes(whole, range(len(whole.classes)), min(images, len(whole.train_y)))
+    whole = first_images(resgrow.data.load("mnist", settings.data_dir, False), QUICK_IMAGES if settings.quick else None)
+    data = with_classes(whole, range(len(whole.classes)), min(IMAGES, len(whole.train_y)))
     for seed in settings.seeds:
         config = make_config("mnist", "lenet5", budget="params=1", epochs=settings.epochs, lr=1e-3, seed=seed)
         for price, binding in dict.fromkeys((*PRICES, *BINDINGS)):
@@ -98,7 +97,8 @@ def _lines(
             name = label.format(price, binding) if i == 0 else None
             axes.plot(run["steps"], run["curve"], color=f"C{number}", linewidth=1, label=name)
     axes.set(title=title, xlabel="step", yscale="log")
-    axes.legend(fontsize=8)
+    if axes.get_lines():
+        axes.legend(fontsize=8)
 
 
 EXPERIMENT = Experiment(

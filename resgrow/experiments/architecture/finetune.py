@@ -37,7 +37,7 @@ FINE_SHARE = 0.4
 COEFFICIENTS = (3e-4, 1e-3, 5e-3)
 # From new weights is the dearest of the controls: one architecture of the three.
 SCRATCH = COEFFICIENTS[1:2]
-QUICK_IMAGES = 1_500
+QUICK_IMAGES = 1_000
 PARTS = ("base", "gates", "plain", "magnitude", "scratch")
 
 

@@ -32,7 +32,7 @@ def with_classes(data: Dataset, classes: Sequence[int], images: int | None = Non
     )
 
 
-def first_images(data: Dataset, images: int | None, tested: int = 2_000) -> Dataset:
+def first_images(data: Dataset, images: int | None, tested: int = 1_000) -> Dataset:
     """So many training images, evenly over the classes, and the first test images; the whole for None."""
     if images is None:
         return data
