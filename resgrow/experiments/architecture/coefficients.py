@@ -97,7 +97,8 @@ def _lines(
             name = label.format(price, binding) if i == 0 else None
             axes.plot(run["steps"], run["curve"], color=f"C{number}", linewidth=1, label=name)
     axes.set(title=title, xlabel="step", yscale="log")
-    axes.legend(fontsize=8)
+    if axes.get_lines():
+        axes.legend(fontsize=8)
 
 
 EXPERIMENT = Experiment(
