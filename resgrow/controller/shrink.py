@@ -12,6 +12,8 @@ from resgrow.controller.history import where
 from resgrow.surgery import Units
 
 Scores = list[Tensor]
+# Of what single units cost once survivors make up for them, relative to their saliency.
+LEAST = 0.3
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,9 @@ def confirmed(
 def calibrated(scores: Scores, measured: Scores) -> Scores:
     """``measured``, with what was not measured in it on its scale: times the ratio of both, in the group or over all.
 
+    The ratio is at least `LEAST`: the cheapest units, which are those that are measured, often turn out to cost nothing,
+    and that says nothing of the others.
+
     Args:
         scores: before some of them were measured.
     """
@@ -150,7 +155,8 @@ def calibrated(scores: Scores, measured: Scores) -> Scores:
 
     def ratio(groups: Sequence[int]) -> float | None:
         before = sum(float(scores[group][differs[group]].sum()) for group in groups)
-        return sum(float(measured[group][differs[group]].sum()) for group in groups) / before if before > 0 else None
+        after = sum(float(measured[group][differs[group]].sum()) for group in groups)
+        return max(LEAST, after / before) if before > 0 else None
 
     everywhere = ratio(range(len(scores)))
     factors = [ratio([group]) for group in range(len(scores))]

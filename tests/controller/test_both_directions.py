@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import resgrow
 from resgrow import Budget, Controller, Trust
 from resgrow.controller.probation import LONGEST, STILL, Probation
-from resgrow.controller.shrink import Removal, calibrated
+from resgrow.controller.shrink import LEAST, Removal, calibrated
 from resgrow.controller.workshop import Shrunk
 
 Batch = tuple[Tensor, Tensor]
@@ -359,10 +359,14 @@ def test_a_removal_is_judged_by_what_is_made_up_for():
 
 def test_what_is_not_measured_is_put_on_the_scale_of_what_is():
     scores = [torch.tensor([1.0, 2.0, 4.0]), torch.tensor([8.0])]
-    measured = [torch.tensor([0.1, 2.0, 4.0]), torch.tensor([8.0])]
+    measured = [torch.tensor([0.5, 2.0, 4.0]), torch.tensor([8.0])]
     found = calibrated(scores, measured)
-    assert torch.allclose(found[0], torch.tensor([0.1, 0.2, 0.4]))
-    assert torch.allclose(found[1], torch.tensor([0.8]))
+    assert torch.allclose(found[0], torch.tensor([0.5, 1.0, 2.0]))
+    assert torch.allclose(found[1], torch.tensor([4.0]))
+    # That the cheapest one costs nothing does not make the others cost nothing.
+    found = calibrated(scores, [torch.tensor([0.0, 2.0, 4.0]), torch.tensor([8.0])])
+    assert torch.allclose(found[0], torch.tensor([0.0, 2 * LEAST, 4 * LEAST]))
+    assert torch.allclose(found[1], torch.tensor([8 * LEAST]))
     assert all(torch.equal(a, b) for a, b in zip(calibrated(scores, scores), scores, strict=True))
 
 

@@ -80,7 +80,8 @@ def test_tasks_have_columns_of_variance_one_and_a_fixed_split():
     assert known.score(known.network(0))[1] < 50
 
 
-def test_wine_is_read_from_both_files(tmp_path):
+def test_wine_is_read_from_both_files(tmp_path, monkeypatch):
+    monkeypatch.delenv("RESGROW_DATA_DIR", raising=False)
     with pytest.raises(InputError, match="winequality-red"):
         wine_task(str(tmp_path / "nowhere"))
     folder = tmp_path / "tabular"
