@@ -145,8 +145,8 @@ def confirmed(
 def calibrated(scores: Scores, measured: Scores) -> Scores:
     """``measured``, with what was not measured in it on its scale: times the ratio of both, in the group or over all.
 
-    The ratio is at least `LEAST`: the cheapest units, which are those that are measured, often turn out to cost nothing,
-    and that says nothing of the others.
+    The ratio is at least `LEAST`: the cheapest units, which are those that are measured, often turn out to cost
+    nothing, and that says nothing of the others.
 
     Args:
         scores: before some of them were measured.
