@@ -130,6 +130,8 @@ class Course:
         that is more. A loss that is next to nothing has no say in how much of it may be lost."""
         if self.uninformed is None:
             self.uninformed = self.shop.uninformed_loss(scene.check)
+        if not math.isfinite(self.uninformed):  # of losses that have no such thing
+            return scene.before
         return max(scene.before, KNOWLEDGE * (self.uninformed - scene.before))
 
     def settled(self, scene: Scene) -> bool:

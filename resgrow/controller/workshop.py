@@ -134,7 +134,11 @@ class Workshop:
         return mean_loss("Controller", self.model, self.loss_fn, batches, weights)
 
     def uninformed_loss(self, batches: Sequence[Batch]) -> float:
-        return uninformed_loss("Controller", self.model, self.loss_fn, batches)
+        """That of constant outputs; infinite where the loss is not defined for them, as one of directions."""
+        try:
+            return uninformed_loss("Controller", self.model, self.loss_fn, batches)
+        except ValueError:
+            return math.inf
 
     def try_shrink(
         self, scene: Scene, by: str, save: float, damping: float, refit: Collection[str] = ()

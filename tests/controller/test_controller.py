@@ -315,6 +315,23 @@ def test_pace_reaches_the_target_in_equal_steps():
     assert pace(1000.0, 100.0, 0) == pytest.approx(0.9)
 
 
+def test_a_loss_that_constant_outputs_do_not_have_is_compared_with_itself(monkeypatch):
+    _, _, ctl = setup(Budget(params=0.5))
+    train(ctl.model, ctl.optimizer, ctl, batches(1))
+    scene = ctl._course.scene()
+    monkeypatch.setattr("resgrow.controller.workshop.uninformed_loss", lambda *given: torch.inf)
+    assert ctl._course.stakes(scene) == scene.before
+
+    def undefined(*given):
+        raise ValueError("Controller: the loss is NaN")
+
+    ctl._course.uninformed = None
+    monkeypatch.setattr("resgrow.controller.workshop.uninformed_loss", undefined)
+    assert ctl._course.stakes(scene) == scene.before
+    ctl._course.uninformed = scene.before + 20 * abs(scene.before)
+    assert ctl._course.stakes(scene) == pytest.approx(2 * scene.before)
+
+
 def test_recent_keeps_the_newest_samples_and_splits_them():
     recent = Recent(64)
     data = batches(5)
